@@ -1,0 +1,1 @@
+"""After training: evaluate, predict, and later error analysis and reports."""

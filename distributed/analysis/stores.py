@@ -1,0 +1,168 @@
+"""What lies in a store, and whether it is still what was written: for `whipray data show` and `data verify`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distributed import durable
+from distributed.data.store import FORMAT
+from tasks.errors import UserError
+
+MANIFEST = "manifest.json"
+SAMPLES, WIDTH = 3, 80  # rows and characters of the samples
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A shard that is not what was written, and the rows that it should hold."""
+
+    file: str
+    split: str
+    first: int
+    last: int
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.file} (rows {self.first}..{self.last} of {self.split}): {self.problem}"
+
+
+# ---- verifying
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Checks every shard of a store against its checksum, and its Arrow content in full; returns what was checked.
+
+    Raises UserError naming each damaged shard and its rows.
+    """
+    manifest = durable.read_manifest(path, (FORMAT,))
+    shards = list(_shards(manifest))
+    damages = [damage for shard in shards if (damage := _damage(path, manifest, *shard))]
+    if damages:
+        raise UserError(
+            f"{path}: {len(damages)} of {len(shards)} shards are damaged: {'; '.join(map(str, damages))}",
+            f"remove {path}; it is prepared again from the raw data",
+        )
+    return {
+        "store": str(path), "shards": len(shards), "rows": sum(last - first + 1 for _, _, first, last in shards),
+        "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
+    }  # fmt: skip
+
+
+def _shards(manifest: dict[str, Any]) -> Iterator[tuple[str, str, int, int]]:
+    """Yields (file, split, first row, last row) of every shard."""
+    for split, shards in manifest["splits"].items():
+        first = 0
+        for shard in shards:
+            yield shard["file"], split, first, first + shard["rows"] - 1
+            first += shard["rows"]
+
+
+def _damage(path: Path, manifest: dict[str, Any], file: str, split: str, first: int, last: int) -> Damage | None:
+    problem = _file_problem(path / file, manifest["files"].get(file)) or _arrow_problem(path / file, last - first + 1)
+    return Damage(file, split, first, last, problem) if problem else None
+
+
+def _file_problem(file: Path, entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "the manifest has no checksum for it"
+    if not file.exists():
+        return "is missing"
+    size = file.stat().st_size
+    if size != entry["bytes"]:
+        return f"has {size} bytes instead of {entry['bytes']}"
+    return "" if durable.checksum(file) == entry["crc32"] else "its checksum differs"
+
+
+def _arrow_problem(file: Path, rows: int) -> str:
+    try:
+        batch = _batch(file)
+        batch.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        return f"is no valid Arrow file: {str(error).splitlines()[0]}"
+    return "" if batch.num_rows == rows else f"holds {batch.num_rows} rows instead of {rows}"
+
+
+def _batch(file: Path) -> pa.RecordBatch:
+    with pa.memory_map(str(file)) as source:
+        return pa.ipc.open_file(source).get_batch(0)
+
+
+# ---- showing
+
+
+def describe(path: Path, samples: int = SAMPLES) -> dict[str, Any]:
+    """Returns fields, rows, classes, sizes, facts in short, skipped rows and a few rows of a store."""
+    manifest = durable.read_manifest(path, (FORMAT,))
+    durable.verify(path, manifest, checksums=False)
+    splits = {name: _split(path, manifest, name) for name in manifest["splits"]}
+    return {
+        "store": str(path), "fields": manifest["fields"], "splits": splits, "facts": _short(manifest["facts"]),
+        "skipped": manifest["skipped"], "duplicates": manifest["duplicates"],
+        "samples": _samples(path, manifest, samples),
+    }  # fmt: skip
+
+
+def _split(path: Path, manifest: dict[str, Any], name: str) -> dict[str, Any]:
+    shards = manifest["splits"][name]
+    balance = {
+        field: _balance([_batch(path / shard["file"]).column(field) for shard in shards], facts["classes"])
+        for field, facts in manifest["facts"].items() if "classes" in facts and field in manifest["fields"]
+    }  # fmt: skip
+    return {
+        "rows": sum(shard["rows"] for shard in shards),
+        "bytes": sum(manifest["files"][shard["file"]]["bytes"] for shard in shards), "classes": balance,
+    }  # fmt: skip
+
+
+def _balance(columns: list[pa.Array], classes: list[str]) -> dict[str, int]:
+    """How many values of each class there are, of a column of labels or of lists of them."""
+    counts = np.zeros(len(classes), np.int64)
+    for column in columns:
+        flat = column.flatten() if isinstance(column, pa.LargeListArray) else column
+        for one in pc.value_counts(flat).to_pylist():
+            counts[one["values"]] += one["counts"]
+    return dict(zip(classes, counts.tolist(), strict=True))
+
+
+def _samples(path: Path, manifest: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    shards = manifest["splits"].get("train") or next(iter(manifest["splits"].values()))
+    batch = _batch(path / shards[0]["file"]).slice(0, count)
+    classes = {field: facts.get("classes") for field, facts in manifest["facts"].items()}
+    return [
+        {name: _seen(batch.column(name)[row], classes.get(name)) for name in batch.schema.names}
+        for row in range(batch.num_rows)
+    ]  # fmt: skip
+
+
+def _seen(scalar: Any, classes: list[str] | None) -> Any:
+    """One value as a person looks at it: a class by name, the beginning of a long one, an array by its figures."""
+    if isinstance(scalar.type, pa.FixedShapeTensorType):
+        array = scalar.to_numpy()
+        if array.size <= 16:
+            return [float(f"{value:.4g}") for value in array.reshape(-1)]
+        shape = "x".join(map(str, array.shape))
+        return f"{array.dtype} {shape}: {array.min():.4g}..{array.max():.4g}, mean {array.mean():.4g}"
+    value = scalar.as_py()
+    if classes and isinstance(value, int) and value < len(classes):
+        return classes[value]
+    if isinstance(value, list):
+        text = ", ".join(map(str, value[:10]))
+        return f"{len(value)} values: {text}{' ...' if len(value) > 10 else ''}"
+    return value if not isinstance(value, str) or len(value) <= WIDTH else f"{value[: WIDTH - 3]}..."
+
+
+def _short(value: Any, most: int = 12) -> Any:
+    """Facts without the long parts, such as a vocabulary."""
+    if isinstance(value, dict):
+        if len(value) > most:
+            first = ", ".join(f"{key}: {entry}" for key, entry in list(value.items())[:3])
+            return f"{len(value)} entries, such as {first}"
+        return {key: _short(entry, most) for key, entry in value.items()}
+    if isinstance(value, list) and len(value) > most:
+        return f"{len(value)} values, such as {', '.join(map(str, value[:3]))}"
+    return value

@@ -1,0 +1,1 @@
+"""The commands, one small module a verb: parse, call, print."""

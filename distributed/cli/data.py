@@ -1,0 +1,140 @@
+"""`whipray data`: prepare a task's data, check them, and look at them."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from distributed import catalogue
+from distributed.cli import options
+from distributed.cli.output import OUT
+from tasks.errors import UserError, did_you_mean
+
+app = typer.Typer(help="Prepare, check and look at data.", no_args_is_help=True, rich_markup_mode=None)
+Target = Annotated[str, typer.Argument(metavar="STORE|TASK", help="Folder of a store, or a task whose data are prepared.")]
+
+
+@app.command()
+def prepare(
+    task: options.TaskName,
+    settings: options.Words = None,
+    config: options.Config = None,
+    stores: options.Stores = None,
+    on_error: options.OnError = "skip",
+) -> None:
+    """Turn a task's raw data into a store now, instead of when it is first trained."""
+    given = options.check(task, options.collect(settings, config))
+
+    from distributed.analysis.stores import describe
+    from distributed.cli.progress import preparing
+    from distributed.hosts import job
+    from distributed.run import resolve
+
+    began = time.monotonic()
+    store = job.prepare(resolve(task, given), options.stores_folder(stores), on_error=on_error, progress=preparing())
+    told = describe(store, samples=0)
+    rows = {name: split["rows"] for name, split in told["splits"].items()}
+    size = sum(split["bytes"] for split in told["splits"].values())
+    seconds = round(time.monotonic() - began, 3)
+    OUT.say(f"{', '.join(f'{name} {count:,}' for name, count in rows.items())} rows, {_size(size)}, {seconds:.1f} s")
+    OUT.say(f"store: {store}\nnext: whipray data show {store} | whipray train {task}")
+    OUT.result({"store": str(store), "task": task, "rows": rows, "bytes": size, "skipped": told["skipped"]["rows"], "seconds": seconds})
+
+
+@app.command()
+def verify(
+    target: Target, settings: options.Words = None, config: options.Config = None, stores: options.Stores = None
+) -> None:
+    """Check every shard of a store: its checksum, and its Arrow content in full."""
+    path = _store(target, settings, config, stores)
+
+    from distributed.analysis import stores as analysis
+
+    told = analysis.verify(path)
+    OUT.say(f"{path}: whole; {told['shards']} shards, {told['rows']:,} rows, {_size(told['bytes'])}")
+    OUT.result(told)
+
+
+@app.command()
+def show(
+    target: Target,
+    settings: options.Words = None,
+    config: options.Config = None,
+    stores: options.Stores = None,
+    samples: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
+) -> None:
+    """Show what a store holds: fields, rows, classes, facts, rows set aside, and a few rows."""
+    path = _store(target, settings, config, stores)
+
+    from distributed.analysis.stores import describe
+
+    told = describe(path, samples)
+    _print(told)
+    OUT.result(told)
+
+
+def _store(target: str, settings: list[str] | None, config: list[Path] | None, stores: Path | None) -> Path:
+    """Returns the store that is meant: a folder, or where the data of a task lie prepared."""
+    folder = Path(target)
+    if (folder / "manifest.json").exists():
+        if settings or config:
+            raise UserError(f"{target} is a store: settings do not change it", "give settings with the name of a task only")
+        return folder.absolute()
+    if ":" not in target and target not in catalogue.listed():
+        if folder.is_dir():
+            raise UserError(f"{target}: is no store, it has no manifest.json", "name the folder that holds the manifest")
+        near = did_you_mean(target, catalogue.listed())
+        raise UserError(f"'{target}' is neither a task nor the folder of a store", near)
+    given = options.check(target, options.collect(settings, config))
+
+    from distributed.data import convert
+    from distributed.run import resolve
+
+    run = resolve(target, given)
+    path = convert.locate(run.task, catalogue.folder_name(run.name), run.data, options.stores_folder(stores))
+    if not path.exists():
+        words = " ".join([target, *(settings or [])])
+        raise UserError(f"{path}: the data of {target} are not prepared with these settings", f"whipray data prepare {words}")
+    return path
+
+
+def _print(told: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    OUT.say(f"store: {told['store']}")
+    fields = Table("field", "kind", "facts")
+    for name, kind in told["fields"].items():
+        facts = told["facts"].get(name) or {}
+        fields.add_row(Text(name, "bold"), Text(kind), Text("; ".join(f"{key}: {_shown(value)}" for key, value in facts.items())))
+    OUT.table(fields)
+    splits = Table("split", "rows", "size", "rows a class")
+    for name, split in told["splits"].items():
+        balance = "; ".join(", ".join(f"{label} {count:,}" for label, count in counts.items()) for counts in split["classes"].values())
+        splits.add_row(Text(name, "bold"), f"{split['rows']:,}", _size(split["bytes"]), Text(balance))
+    OUT.table(splits)
+    if told["samples"]:
+        names = list(told["samples"][0])
+        rows = Table(*names, title="the first rows of train")
+        for row in told["samples"]:
+            rows.add_row(*(Text(_shown(row[name])) for name in names))
+        OUT.table(rows)
+    skipped, duplicates = told["skipped"], told["duplicates"]
+    OUT.say(f"{skipped['rows']:,} rows set aside, {duplicates['rows']:,} duplicates, {duplicates['test_in_train']:,} of test also in train")
+    for one in skipped["first"][:10]:
+        OUT.say(f"  {one['where']}: {one['reason']}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(_shown, value)) if isinstance(value, list) else str(value)
+
+
+def _size(number: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"

@@ -1,0 +1,77 @@
+"""Entry of the command: finds the verb, and turns whatever goes wrong into a message and an exit code."""
+
+import logging
+import sys
+
+import click
+import typer
+
+from distributed.cli.output import FAILED, INTERRUPTED, MISUSED, OK, OUT, explain
+from tasks.errors import UserError
+
+HELP = """Trains and tunes deep-learning models, on this machine or on a Ray cluster.
+
+With every command: --json (one JSON object on stdout, progress on stderr), --debug (whole tracebacks)."""
+
+
+def application() -> typer.Typer:
+    """Returns the command with all its verbs. Importing a verb is cheap: what it needs, it imports when called."""
+    from distributed.cli import config, data, doctor, evaluate, jobs, new, predict, runs, submit, tasks, train, tune
+
+    app = typer.Typer(
+        help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
+    for verb in (train.train, tune.tune, evaluate.evaluate, predict.predict, runs.runs):
+        app.command()(verb)
+    app.command("tasks")(tasks.tasks)
+    app.command("new")(new.new)
+    app.command("config")(config.config)
+    app.add_typer(data.app, name="data")
+    app.command("doctor")(doctor.doctor)
+    app.command("submit", context_settings={"ignore_unknown_options": True})(submit.submit)
+    for verb in (jobs.jobs, jobs.logs, jobs.stop):
+        app.command()(verb)
+    return app
+
+
+def run(words: list[str]) -> int:
+    """Runs one command; returns its exit code: 0, 1 failed, 2 the user's mistake, 130 interrupted."""
+    words = _take_global(words)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        code = application()(words, standalone_mode=False)
+        return code if isinstance(code, int) else OK
+    except UserError as error:
+        _traceback(error)
+        OUT.error(error.message, error.hint)
+        return MISUSED
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return MISUSED
+    except click.UsageError as error:
+        OUT.error(error.format_message(), f"{error.ctx.command_path} --help" if error.ctx else "whipray --help")
+        return MISUSED
+    except (KeyboardInterrupt, click.Abort):
+        OUT.error("interrupted", "the same command with the same --name goes on from the last checkpoint")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return FAILED
+    except Exception as error:  # noqa: BLE001 - the one place where all that is unforeseen ends
+        _traceback(error)
+        OUT.error(*explain(error))
+        return FAILED
+
+
+def _take_global(words: list[str]) -> list[str]:
+    """Takes out what may stand anywhere before `--`."""
+    end = words.index("--") if "--" in words else len(words)
+    OUT.json, OUT.debug = "--json" in words[:end], "--debug" in words[:end]
+    return [word for word in words[:end] if word not in ("--json", "--debug")] + words[end:]
+
+
+def _traceback(error: BaseException) -> None:
+    if OUT.debug:
+        import traceback
+
+        traceback.print_exception(error)

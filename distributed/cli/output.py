@@ -1,0 +1,70 @@
+"""How the commands speak: words for people, or one JSON object on stdout with everything else on stderr."""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+class Output:
+    """Chosen once, from `--json` and `--debug`."""
+
+    def __init__(self) -> None:
+        self.json = False
+        self.debug = False
+
+    def console(self) -> "Console":
+        """Returns where words for people go."""
+        from rich.console import Console
+
+        return Console(
+            stderr=self.json, highlight=False, soft_wrap=not (sys.stderr if self.json else sys.stdout).isatty()
+        )
+
+    def say(self, *words: Any) -> None:
+        self.console().print(*words, markup=False)
+
+    def table(self, table: "Table") -> None:
+        """Prints a table; where there is no terminal, as plain lines that are never cut off."""
+        console = self.console()
+        if not console.is_terminal:
+            table.box, table.show_edge = None, False
+            console.width = max(
+                console.width, console.measure(table, options=console.options.update(width=10_000)).maximum
+            )
+        console.print(table)
+
+    def result(self, value: dict[str, Any]) -> None:
+        """Prints the one JSON object that a program asked for; nothing for a person."""
+        if self.json:
+            print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+    def error(self, message: str, hint: str = "") -> None:
+        if self.json:
+            self.result({"error": {"message": message, "hint": hint}})
+        from rich.console import Console
+        from rich.text import Text
+
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(Text("error: ", "bold red") + Text(message))
+        if hint:
+            console.print(Text(f"  {hint}", "yellow"))
+
+
+OUT = Output()
+
+
+def explain(error: BaseException) -> tuple[str, str]:
+    """Returns an unforeseen error as one line that names where it arose, and what to do."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename and "<frozen" not in frame.filename]
+    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno} in {own[-1].name})" if own else ""
+    words = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {words[0] if words else ''}{place}", "--debug shows the whole traceback"

@@ -1,0 +1,108 @@
+"""What a person sees of a training: a bar in a terminal, clean lines elsewhere, and a table at the end."""
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from distributed.cli.output import OUT
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+INTERVAL = 5.0  # seconds between two lines of training figures where there is no terminal
+NOT_FIGURES = ("kind", "epoch", "step", "time", "samples_per_second", "lr")
+
+
+def figures(row: dict[str, Any], most: int = 4) -> str:
+    """Returns the figures of a row in one line."""
+    shown = [(n, v) for n, v in row.items() if n not in NOT_FIGURES and not n.startswith("lr/") and v is not None]
+    return "  ".join(f"{name} {value:.4g}" for name, value in shown[:most])
+
+
+class Lines:
+    """Shows the rows of metrics.jsonl as they come."""
+
+    def __init__(self, run: Any) -> None:
+        self.epochs = run.train.epochs
+        self.console = OUT.console()
+        self.bar = _Bar(run, self.console) if self.console.is_terminal else None
+        self.latest = 0.0
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        if self.bar:
+            self.bar.show(row)
+        if row["kind"] == "validation":
+            self._print(f"epoch {row['epoch']}/{self.epochs}  step {row['step']}  {figures(row)}")
+        elif row["kind"] == "train" and not self.bar and time.monotonic() - self.latest > INTERVAL:
+            self.latest = time.monotonic()
+            speed = f"  {row['samples_per_second']:,.0f} samples/s" if "samples_per_second" in row else ""
+            self._print(f"step {row['step']}  {figures(row)}{speed}")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False)
+
+
+class _Bar:
+    """A progress bar over the whole training, with speed, loss and time left."""
+
+    def __init__(self, run: Any, console: Any) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(), console=console, transient=True,
+        )  # fmt: skip
+        self.task = self.progress.add_task(run.name.rpartition("/")[2], total=None, figures="")
+        self.epochs, self.steps = run.train.epochs, run.train.steps
+        self.progress.start()
+
+    def show(self, row: dict[str, Any]) -> None:
+        if row["kind"] == "train":
+            speed = f"{row['samples_per_second']:,.0f} samples/s" if "samples_per_second" in row else ""
+            self.progress.update(self.task, completed=row["step"], figures=f"{figures(row, 1)}  {speed}")
+        if row["kind"] == "validation" and row["epoch"]:
+            # How long an epoch is shows at the end of the first one.
+            total = round(row["step"] / row["epoch"] * self.epochs)
+            self.progress.update(self.task, total=min(total, self.steps or total), completed=row["step"])
+        if self.progress.tasks[0].finished:
+            self.progress.stop()
+
+
+def preparing() -> Any:
+    """Returns what shows the progress of a preparation; nothing for a quick one."""
+    began = time.monotonic()
+    console = OUT.console()
+
+    def show(stage: str, done: int, total: int) -> None:
+        if stage == "written" or time.monotonic() - began > 2:
+            console.print(f"preparing data: {stage} {done:,} rows", markup=False)
+        sys.stdout.flush()
+
+    return show
+
+
+def summary_table(summary: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
+    metrics = summary["metrics"]
+    table = Table(
+        title=f"{summary['task']}: best of {summary['epochs']} epochs by {summary['objective']}, "
+        f"step {summary['best_step']}"
+    )
+    table.add_column("split")
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    for name in names:
+        table.add_column(name, justify="right")
+    for split, values in metrics.items():
+        cells = [values.get(name) for name in names]
+        table.add_row(
+            split,
+            *("-" if value is None else f"{value:.4f}" for value in cells),
+            style="bold" if split == "test" else "",
+        )
+    table.caption = (
+        f"{summary['seconds']:.1f} s, {summary['samples_per_second']:,.0f} samples/s, "
+        f"{summary['parameters']:,} parameters, "
+        f"{summary['workers']} worker{'s' * (summary['workers'] > 1)} on {summary['device']}"
+    )
+    return table

@@ -1,0 +1,104 @@
+"""`whipray train`: one training of one task."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distributed.cli import options
+from distributed.cli.output import FAILED, INTERRUPTED, OK, OUT
+
+if TYPE_CHECKING:
+    from distributed.hosts.job import Job
+
+
+def train(
+    task: options.TaskName,
+    settings: options.Words = None,
+    workers: options.Workers = None,
+    epochs: options.Epochs = None,
+    seed: options.Seed = None,
+    name: options.Name = None,
+    config: options.Config = None,
+    runs: options.Runs = options.RUNS,
+    stores: options.Stores = None,
+    no_ray: options.NoRay = False,
+    address: options.Address = None,
+    on_error: options.OnError = "skip",
+) -> int:
+    """Train a task: prepare its data, learn, keep checkpoints, and judge the best of them."""
+    given = options.check(
+        task, options.collect(settings, config, workers=workers, epochs=epochs, seed=seed), no_ray=no_ray
+    )
+
+    from distributed.run import directory_of, resolve
+
+    run = resolve(task, given, runs)
+    directory = directory_of(runs.absolute(), run, name or options.fresh_name())
+    return start(run, directory, options.stores_folder(stores), address, on_error)
+
+
+def start(run: Any, directory: Path, stores: Path, address: str | None, on_error: str) -> int:
+    """Trains a resolved run in its directory on the host that its settings name; prints how it ended."""
+    from distributed.cli.progress import preparing
+    from distributed.hosts import job
+
+    trainer = _on_ray if run.resources.on_ray else _locally
+    if run.resources.on_ray:
+        from distributed.hosts import ray_train
+
+        ray_train.connect(run, address)  # an impossible request is refused before anything is prepared
+    with job.owned(directory):
+        store = _prepare(run, stores, on_error, preparing(), forks=run.resources.workers > 1)
+        one = job.Job(run, store, directory)
+        finished = job.begin(one)
+        if finished:
+            OUT.say(f"{directory} is finished already; give another --name, or more --epochs")
+        else:
+            OUT.say(f"{run.name}: {run.train.epochs} epochs, run {directory}")
+            if trainer(one, stores):
+                OUT.say(f"stopped; `whipray train {run.name} --name {directory.name}` with the same settings goes on")
+                return INTERRUPTED
+    return _tell(directory)
+
+
+def _prepare(run: Any, stores: Path, on_error: str, progress: Any, *, forks: bool) -> Path:
+    from distributed.hosts import job, local
+
+    def call() -> Path:
+        return job.prepare(run, stores, on_error=on_error, progress=progress)
+
+    return local.elsewhere(call) if forks else call()
+
+
+def _locally(one: "Job", stores: Path) -> bool:
+    from distributed.cli.progress import Lines
+    from distributed.hosts import local
+
+    return local.train(one, lambda: Lines(one.run))
+
+
+def _on_ray(one: "Job", stores: Path) -> bool:
+    from distributed.cli.progress import Lines
+    from distributed.hosts import ray_train
+
+    return ray_train.train(one, stores, Lines(one.run))
+
+
+def _tell(directory: Path) -> int:
+    from distributed import saved
+    from distributed.cli.progress import summary_table
+
+    summary = saved.summary(directory)
+    if summary is None:
+        OUT.error(f"{directory}: the run did not finish", "start it again with the same --name to go on")
+        return FAILED
+    console = OUT.console()
+    console.print(summary_table(summary))
+    run = f"{directory.parent.name}/{directory.name}"
+    OUT.say(
+        f"run: {directory}\n"
+        f"next: whipray predict {run} FILE | whipray evaluate {run} | tensorboard --logdir {directory}"
+    )
+    OUT.result(
+        {key: summary[key] for key in ("run", "task", "epochs", "steps", "metrics", "seconds", "samples_per_second")}
+    )
+    return OK

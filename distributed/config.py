@@ -1,0 +1,247 @@
+"""How settings are read: one dotted name, one type, one place it came from; anything else is refused.
+
+Settings are the annotated fields of frozen dataclasses that live beside what they configure; the comment behind a
+field is its meaning. This file knows none of them by name; `run.py` assembles them. No torch here.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks.errors import UserError, did_you_mean
+
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing that can be set."""
+
+    name: str  # dotted
+    type: Any
+    default: Any
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value that somebody gave, and where."""
+
+    value: Any
+    origin: str  # "command line", "FILE:LINE", "recipe of TASK", "search space FILE:LINE"
+
+    @property
+    def text(self) -> bool:
+        return self.origin == COMMAND_LINE
+
+
+Givens = dict[str, Given]
+
+
+@functools.cache
+def settings_of(cls: type, prefix: str) -> dict[str, Setting]:
+    """Returns the settings of a frozen dataclass by dotted name; nested dataclasses nest the names."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    comments, found = _comments(cls), {}
+    for field in dataclasses.fields(cls):
+        name, kind = f"{prefix}.{field.name}", hints[field.name]
+        if dataclasses.is_dataclass(field.default) and not isinstance(field.default, type):
+            found |= settings_of(type(field.default), name)
+        else:
+            default = None if field.default is dataclasses.MISSING else field.default
+            found[name] = Setting(name, kind, default, comments.get(field.name, ""))
+    return found
+
+
+def _comments(cls: type) -> dict[str, str]:
+    """The comment behind each annotated field, from the source of the class and its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        try:
+            source = inspect.getsource(base)
+        except (OSError, TypeError):
+            continue  # built in, or made at run time
+        for line in source.splitlines():
+            match = re.match(r"    (\w+)\s*:\s*[^#]*?#\s*(.+)$", line)
+            if match:
+                found[match[1]] = match[2].strip()
+    return found
+
+
+# ---- reading values
+
+
+def build(cls: type, prefix: str, given: Mapping[str, Given]) -> Any:
+    """Returns an instance of a settings class, its defaults overridden by what is given below `prefix`."""
+    values = {}
+    for field in dataclasses.fields(cls):
+        name = f"{prefix}.{field.name}"
+        if dataclasses.is_dataclass(field.default) and not isinstance(field.default, type):
+            values[field.name] = build(type(field.default), name, given)
+        elif name in given:
+            values[field.name] = parse(settings_of(cls, prefix)[name], given[name])
+    return cls(**values)
+
+
+def parse(setting: Setting, given: Given) -> Any:
+    """Returns a given value as the setting's type; raises UserError naming setting and origin."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    value = _from_text(setting.type, given.value) if given.text else given.value
+    try:
+        adapter = TypeAdapter(setting.type, config=ConfigDict(allow_inf_nan=False))
+        parsed = adapter.validate_python(value)
+    except ValidationError:
+        hint = setting.meaning and f"{setting.name}: {setting.meaning}"
+        options = _options(setting.type)
+        if options and isinstance(value, str):
+            hint = did_you_mean(value, options)
+        if isinstance(value, bool) and not _allows(setting.type, bool):
+            hint = "YAML reads yes, no, on and off as true or false: put quotes around the word"
+        raise UserError(
+            f"{setting.name}={given.value} ({given.origin}): expected {describe(setting.type)}, got {given.value!r}",
+            hint,
+        ) from None
+    if parsed and "path" in getattr(setting.type, "__metadata__", ()):
+        return str(Path(parsed).expanduser().absolute())
+    return parsed
+
+
+def _from_text(kind: Any, text: Any) -> Any:
+    """A word of the command line as the nearest Python value; pydantic does the rest."""
+    if not isinstance(text, str):
+        return text
+    if text.lower() in ("none", "null") and _allows(kind, type(None)):
+        return None
+    if _allows(kind, tuple):
+        return [part.strip() for part in text.strip("[]()").split(",") if part.strip()]
+    return text
+
+
+def _parts(kind: Any) -> Iterable[Any]:
+    if typing.get_origin(kind) is typing.Annotated:
+        return _parts(typing.get_args(kind)[0])
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return [part for option in typing.get_args(kind) for part in _parts(option)]
+    return [kind]
+
+
+def _allows(kind: Any, wanted: type) -> bool:
+    return any((typing.get_origin(part) or part) is wanted for part in _parts(kind))
+
+
+def _options(kind: Any) -> list[str]:
+    return [str(o) for part in _parts(kind) if typing.get_origin(part) is typing.Literal for o in typing.get_args(part)]
+
+
+def describe(kind: Any) -> str:
+    """Returns a type in words: "a whole number, at least 1", "cnn or mlp"."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+    if typing.get_origin(kind) is typing.Annotated:
+        inner, *extras = typing.get_args(kind)
+        bounds = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+        said = [f"{word} {getattr(e, key)}" for e in extras for key, word in bounds.items() if hasattr(e, key)]
+        return ", ".join([describe(inner) if "path" not in extras else "a path", *said])
+    parts = list(_parts(kind))
+    if len(parts) > 1 or typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(describe(option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(str(option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {describe(typing.get_args(kind)[0])}s"
+    return words.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+# ---- where values come from
+
+
+def from_words(words: Iterable[str]) -> Givens:
+    """Reads `name=value` words of the command line."""
+    found: Givens = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise UserError(f"'{word}' is not understood", "settings are written name=value, such as optimizer.lr=0.1")
+        if name in found:
+            raise UserError(f"'{name}' is given twice ({COMMAND_LINE})", "keep one of the two")
+        found[name] = Given(value, COMMAND_LINE)
+    return found
+
+
+MAX_YAML_BYTES, MAX_YAML_ALIASES = 1 << 20, 100
+
+
+def from_yaml(path: Path) -> Givens:
+    """Reads a YAML file of settings, nested or dotted, each with its file and line as origin.
+
+    Raises UserError for what is no plain YAML, doubled keys, and files or aliases out of all proportion.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}", "check the path given to --config") from None
+    if len(text) > MAX_YAML_BYTES or len(re.findall(r"(?<![\w'\"])\*\w", text)) > MAX_YAML_ALIASES:
+        raise UserError(f"{path}: is too large for a file of settings", "is it the right file?")
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        found: Givens = {}
+        if node is not None:
+            _walk(node, "", path, found, yaml.SafeLoader(""))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        hint = "indent with spaces, not tabs" if "\\t" in str(problem) else "write plain YAML: `optimizer: {lr: 0.1}`"
+        raise UserError(f"{where}: {problem}", hint) from None
+    return found
+
+
+def _walk(node: yaml.Node, prefix: str, path: Path, found: Givens, loader: Any) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{path}:{node.start_mark.line + 1}: expected names with values, got {node.value!r:.60}",
+                        "write settings as `optimizer: {lr: 0.1}`")  # fmt: skip
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        origin = f"{path}:{key.start_mark.line + 1}"
+        if isinstance(value, yaml.MappingNode):
+            _walk(value, f"{name}.", path, found, loader)
+            continue
+        if name in found:
+            raise UserError(f"'{name}' is given twice ({found[name].origin} and {origin})", "keep one of the two")
+        found[name] = Given(loader.construct_object(value, deep=True), origin)
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Returns dotted values as nested YAML; reading it back gives equal values."""
+    tree: dict[str, Any] = {}
+    for name, value in values.items():
+        *groups, last = name.split(".")
+        branch = tree
+        for group in groups:
+            branch = branch.setdefault(group, {})
+        branch[last] = list(value) if isinstance(value, tuple) else value
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes floats so that YAML 1.1 reads them as floats again: 1.0e-05, never 1e-05."""
+
+
+def _float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
+    text = repr(value)
+    if math.isfinite(value) and "e" in text and "." not in text:
+        text = text.replace("e", ".0e")
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+_Dumper.add_representer(float, _float)

@@ -1,0 +1,137 @@
+"""Which rows make up which batch: pure functions of (seed, epoch, batch), never of how many workers there are."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt, Le
+
+from tasks.errors import UserError
+
+WINDOW = 100  # batches that are sorted by length together, where order is "length"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which rows are used, and in what portions."""
+
+    batch_size: Annotated[int, Ge(1)] = 128  # rows per optimizer step, all workers together
+    micro_batch_size: Annotated[int, Ge(1)] | None = None  # most rows a worker takes at once; the rest accumulates
+    order: Literal["shuffle", "length", "sequential"] = "shuffle"  # length: rows of like length share a batch
+    limit: Annotated[int, Ge(1)] | None = None  # use only so many rows of each split, for a quick try
+    split: str | None = None  # train:validation:test or train:test, such as 8:1:1; none: the source's own, else 8:1:1
+    split_seed: int = 0  # another number makes another split
+    validation: Annotated[float, Gt(0), Le(0.5)] = 0.1  # share cut from train where there is no validation split
+    folds: Annotated[int, Ge(2)] | None = None  # cross validation: how many folds
+    fold: Annotated[int, Ge(0)] | None = None  # cross validation: which fold is the test split
+    max_bad: Annotated[float, Ge(0), Le(1)] = 0.01  # largest share of broken rows that is set aside with a warning
+
+
+def _round(values: np.ndarray, key: int) -> np.ndarray:
+    """One keyed round function of the permutation: SplitMix64's finaliser on uint64."""
+    values = (values + np.uint64(key)) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(32))
+
+
+def _key(*parts: int) -> int:
+    """A 64-bit key of small integers: FNV-1a over their bytes, then one multiplication."""
+    key = 0xCBF29CE484222325
+    for part in parts:
+        for byte in (part % 2**64).to_bytes(8, "little"):
+            key = ((key ^ byte) * 0x100000001B3) % 2**64
+    return key * 0x9E3779B97F4A7C15 % 2**64
+
+
+def seed_of(*parts: int) -> int:
+    """Returns a seed below 2^63 for torch's generator, from small integers such as (seed, step, micro-batch, rank)."""
+    return _key(*parts) >> 1
+
+
+def permuted(positions: np.ndarray, rows: int, *key: int) -> np.ndarray:
+    """Returns where a random permutation of `rows` puts `positions`, in O(positions) time and memory.
+
+    A Feistel network of six rounds on the next even number of bits, walked along its cycle until it falls
+    below `rows` (Black and Rogaway, 2002). positions int64 (n,) -> int64 (n,).
+    """
+    half = max(1, ((rows - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    keys = [_key(round_, *key) for round_ in range(6)]
+    values = positions.astype(np.uint64)
+    outside = np.ones(len(values), bool)
+    with np.errstate(over="ignore"):
+        while outside.any():
+            x = values[outside]
+            left, right = x >> np.uint64(half), x & mask
+            for k in keys:
+                left, right = right, left ^ (_round(right, k) & mask)
+            values[outside] = (left << np.uint64(half)) | right
+            outside = values >= np.uint64(rows)
+    return values.astype(np.int64)
+
+
+def spread(total: int, parts: int, index: int) -> tuple[int, int]:
+    """Returns start and end of part `index` of `total` things in `parts` parts whose sizes differ by one at most."""
+    return index * total // parts, (index + 1) * total // parts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of one split's rows: `batch(epoch, k)` are the rows of global batch k."""
+
+    rows: int
+    batch_size: int
+    seed: int
+    order: str = "shuffle"
+    lengths: np.ndarray | None = None  # (rows,) int64: what "length" sorts by
+    _latest: dict[tuple[int, int], list[np.ndarray]] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def steps(self) -> int:
+        """Global batches an epoch: ceil(rows / batch_size)."""
+        return -(-self.rows // self.batch_size)
+
+    def batch(self, epoch: int, k: int) -> np.ndarray:
+        """Returns the rows of global batch `k`, int64 (about batch_size,)."""
+        window = (epoch, k // WINDOW)
+        if window not in self._latest:
+            self._latest.clear()
+            self._latest[window] = self._window(*window)
+        return self._latest[window][k % WINDOW]
+
+    def _window(self, epoch: int, window: int) -> list[np.ndarray]:
+        """The batches of one window: so many at once cost little more than one."""
+        owners = range(window * WINDOW, min((window + 1) * WINDOW, self.steps))
+        bounds = [spread(self.rows, self.steps, k) for k in owners]
+        rows = np.arange(bounds[0][0], bounds[-1][1])
+        if self.order == "sequential":
+            return _cut(rows, [end - start for start, end in bounds])
+        rows = permuted(rows, self.rows, self.seed, epoch)
+        if self.order == "shuffle":
+            return _cut(rows, [end - start for start, end in bounds])
+        if self.lengths is None:
+            raise UserError("data.order=length needs a column whose rows differ in length", "use data.order=shuffle")
+        rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+        # Which batch of the window takes which run of the sorted rows is drawn, so that lengths come in any order.
+        places = permuted(np.arange(len(bounds)), len(bounds), self.seed, epoch, window).tolist()
+        runs = _cut(rows, [bounds[k][1] - bounds[k][0] for k in np.argsort(places)])
+        return [runs[place] for place in places]
+
+
+def _cut(rows: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+    return np.split(rows, np.cumsum(sizes)[:-1])
+
+
+def portions(batch: np.ndarray, rank: int, world_size: int, micro_batch_size: int | None) -> list[np.ndarray]:
+    """Returns the micro-batches of one worker: its share of the global batch, cut into equal parts."""
+    start, end = spread(len(batch), world_size, rank)
+    mine = batch[start:end]
+    parts = max(1, -(-len(mine) // (micro_batch_size or max(len(mine), 1))))
+    return [mine[slice(*spread(len(mine), parts, i))] for i in range(parts)]
+
+
+def smallest_portion(plan: Plan, world_size: int, micro_batch_size: int | None) -> int:
+    """Returns the fewest rows that any worker ever gets in one micro-batch."""
+    share = (plan.rows // plan.steps) // world_size
+    parts = max(1, -(-share // (micro_batch_size or max(share, 1))))
+    return share // parts

@@ -1,0 +1,177 @@
+"""The one write path of everything that must survive a crash: written beside, synced, renamed, folder synced.
+
+Every file operation goes through `OPERATIONS`, so that a test can fail, tear or kill at the N-th of them.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import UserError
+
+CHUNK = 1 << 20
+
+
+class Operations:
+    """What is done to the file system: write, sync, rename."""
+
+    def write(self, descriptor: int, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+
+    def sync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        source.rename(target)
+
+
+OPERATIONS = Operations()
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        OPERATIONS.sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_synced(path: Path, data: bytes | memoryview) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        OPERATIONS.write(descriptor, data)
+        OPERATIONS.sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(path: Path, data: bytes | str) -> None:
+    """Replaces a file as a whole: after a crash it holds the old bytes or the new ones."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        _write_synced(temporary, data.encode() if isinstance(data, str) else data)
+        OPERATIONS.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a JSON file as a whole; a NaN raises, it is no JSON."""
+    write(path, to_json(value, indent=2) + "\n")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def append(path: Path, line: str) -> None:
+    """Adds one line in one write: a crash leaves it whole, torn at the end of the file, or absent."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        OPERATIONS.write(descriptor, f"{line}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+class Folder:
+    """A folder in the making: files are added, and a manifest of their sizes and checksums is written last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files: dict[str, dict[str, Any]] = {}
+
+    def add(self, name: str, data: bytes | memoryview) -> None:
+        _write_synced(self.path / name, data)
+        self.files[name] = {"bytes": len(data), "crc32": f"{zlib.crc32(data):08x}"}
+
+    def add_written(self, name: str) -> None:
+        """Takes in a file that another writer has put there."""
+        path = self.path / name
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            OPERATIONS.sync(descriptor)
+        finally:
+            os.close(descriptor)
+        self.files[name] = {"bytes": path.stat().st_size, "crc32": checksum(path)}
+
+
+@contextlib.contextmanager
+def publish(target: Path, manifest: dict[str, Any]) -> Iterator[Folder]:
+    """Makes a whole folder appear at once under `target`, with `manifest` plus "files" as its manifest.json.
+
+    What was half-made goes away with the exception; what a kill leaves is a hidden `.NAME.*.part` folder, which the
+    next publication of that name removes. A folder that stands at `target` already is replaced.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}.*.part"):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    temporary.mkdir()
+    try:
+        folder = Folder(temporary)
+        yield folder
+        text = to_json({**manifest, "files": folder.files}, indent=1)
+        _write_synced(temporary / "manifest.json", text.encode())
+        sync_folder(temporary)
+        if target.exists():  # an incomplete folder of the same name: a rename cannot replace it
+            aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+            OPERATIONS.rename(target, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+        OPERATIONS.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(target.parent)
+
+
+def checksum(path: Path) -> str:
+    """Returns a file's CRC-32 as eight hex digits."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(CHUNK):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
+
+
+def read_manifest(folder: Path, formats: tuple[int, ...]) -> dict[str, Any]:
+    """Returns a published folder's manifest; raises UserError where it is missing, broken or of another format."""
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+        files, version = manifest["files"], manifest["format"]
+        sizes = {name: (entry["bytes"], entry["crc32"]) for name, entry in files.items()}
+    except FileNotFoundError:
+        raise UserError(f"{folder}: has no manifest.json", "it is incomplete, or no folder of whipray") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: is broken: {error!r}", "it was changed or damaged after it was written") from None
+    if version not in formats:
+        raise UserError(f"{path}: is of format {version}, this whipray reads {formats[-1]}",
+                        "use the whipray that wrote it, or make it anew")  # fmt: skip
+    for name in sizes:
+        if name != Path(name).name or name.startswith("."):
+            raise UserError(f"{path}: names a file outside its folder: {name!r}", "it was tampered with")
+    return manifest
+
+
+def verify(folder: Path, manifest: dict[str, Any], *, checksums: bool = True) -> None:
+    """Compares a published folder's files with its manifest; raises UserError naming the first that differs."""
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.exists():
+            raise UserError(f"{path}: is missing", "it was deleted after it was written")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise UserError(f"{path}: has {size} bytes instead of {entry['bytes']}", "it was cut off or changed")
+        if checksums and checksum(path) != entry["crc32"]:
+            raise UserError(f"{path}: its checksum differs", "its content was damaged after it was written")

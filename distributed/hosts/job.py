@@ -1,0 +1,239 @@
+"""What every process of a run does, whoever started it: go on where the run stands, iterate the loop, conclude."""
+
+import contextlib
+import logging
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from distributed import checkpoint, config, durable, saved
+from distributed.config import Given
+from distributed.data import convert
+from distributed.data.store import Store
+from distributed.evaluation import Evaluator, objective
+from distributed.loop import train
+from distributed.model import Model
+from distributed.record import Recorder, finite
+from distributed.run import Run, differences, resolve
+from distributed.world import World
+from tasks.errors import UserError
+
+log = logging.getLogger("whipray")
+Show = Callable[[dict[str, Any]], None]  # shows one row of metrics.jsonl to a person
+PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "whipray")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, and where it lies: all that another process needs to take part in it."""
+
+    run: Run
+    store: Path
+    directory: Path
+
+    def to_plain(self) -> dict[str, Any]:
+        """Returns the job as plain data, so that a worker need not unpickle a user's classes."""
+        given = {name: [given.value, given.origin] for name, given in self.run.givens().items()}
+        return {
+            "task": self.run.name, "given": given, "runs": str(self.run.runs),
+            "store": str(self.store), "directory": str(self.directory),
+        }  # fmt: skip
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "Job":
+        given = {name: Given(value, origin) for name, (value, origin) in plain["given"].items()}
+        return cls(resolve(plain["task"], given, Path(plain["runs"])), Path(plain["store"]), Path(plain["directory"]))
+
+
+def prepare(run: Run, stores: Path, *, on_error: str = "skip", progress: convert.Progress | None = None) -> Path:
+    """Returns the store of a run's task, prepared now where it is not there yet."""
+    shown = progress or (lambda stage, done, total: None)
+    return convert.prepare(run.task, saved_name(run), run.data, stores, on_error=on_error, progress=shown)  # type: ignore[arg-type]
+
+
+def saved_name(run: Run) -> str:
+    from distributed.catalogue import folder_name
+
+    return folder_name(run.name)
+
+
+@contextlib.contextmanager
+def owned(directory: Path) -> Any:
+    """Holds a run directory while this process trains it; raises UserError where another one does.
+
+    The lock goes with the process, however it ends.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{directory}: another process is training this run", "wait for it, or give another --name"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def begin(job: Job) -> dict[str, Any] | None:
+    """Writes what identifies the run; returns its summary where it is finished already.
+
+    Raises UserError where the directory holds a run of other settings.
+    """
+    written = job.directory / saved.CONFIG
+    if written.exists():
+        before = {name: given.value for name, given in config.from_yaml(written).items()}
+        changed = differences(job.run, before)
+        if changed:
+            raise UserError(f"{job.directory}: this run has other settings: " + "; ".join(changed),
+                            "give the same settings to go on, or another --name")  # fmt: skip
+        summary = saved.summary(job.directory)
+        if summary and before.get("train.epochs", 0) >= job.run.train.epochs:
+            return summary
+        (job.directory / saved.SUMMARY).unlink(missing_ok=True)
+    saved.clear_marks(job.directory)
+    facts = Store(job.store, dict(job.run.task.fields)).facts
+    saved.begin(job.directory, job.run, facts, environment())
+    return None
+
+
+def work(job: Job, world: World, show: Show = lambda row: None, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Trains the run to its end, or until `stopped()`; every rank calls it. A finished run has a summary.json.
+
+    Whatever goes wrong is also written down in the run directory.
+    """
+    try:
+        _work(job, world, show, lambda: stopped() or saved.is_asked_to_stop(job.directory))
+    except BaseException as error:
+        saved.write_failure(job.directory, world.rank, error)
+        raise
+
+
+def _work(job: Job, world: World, show: Show, stopped: Callable[[], bool]) -> None:
+    run = job.run
+    store = Store(job.store, dict(run.task.fields))
+    resume, passed_over = checkpoint.newest(job.directory)
+    if world.rank == 0:
+        for reason in passed_over:
+            log.warning("passed over: %s", reason)
+        if passed_over and resume is None:
+            raise UserError(f"{job.directory}: no complete checkpoint is left", "begin anew under another --name")
+    _same_everywhere(world, resume.step if resume else None)
+    recorder = Recorder(job.directory, run.log, resume.step if resume else None) if world.rank == 0 else None
+    clock = Clock(run.data.batch_size, resume.step if resume else 0)
+    with contextlib.closing(train(run, store, job.directory, world, resume)) as progresses:
+        for progress in progresses:
+            if recorder:
+                row = recorder.add(
+                    progress.kind, progress.epoch, progress.step, progress.metrics, clock.speed(progress.step)
+                )
+                show(row)
+            if stopped():
+                progress.request("stop")
+    end, _ = checkpoint.newest(job.directory)
+    steps_per_epoch = -(-len(store.rows("train", run.data.limit)) // run.data.batch_size)
+    if end and _is_finished(end, run, steps_per_epoch):
+        _conclude(job, store, world, recorder, clock, end.step, -(-end.step // steps_per_epoch))
+
+
+class Clock:
+    """Wall time and speed of this process's part of a run."""
+
+    def __init__(self, batch_size: int, step: int) -> None:
+        self.batch_size, self.first, self.step = batch_size, step, step
+        self.began = self.latest = time.monotonic()
+
+    def speed(self, step: int) -> dict[str, float]:
+        now = time.monotonic()
+        rate = (step - self.step) * self.batch_size / max(now - self.latest, 1e-9)
+        if step == self.step:
+            return {}
+        self.step, self.latest = step, now
+        return {"samples_per_second": round(rate, 1)}
+
+    def overall(self) -> tuple[float, float]:
+        """Returns seconds, and rows a second, since this process began."""
+        seconds = time.monotonic() - self.began
+        return seconds, (self.step - self.first) * self.batch_size / max(seconds, 1e-9)
+
+
+def _same_everywhere(world: World, step: int | None) -> None:
+    steps = world.gather(step)
+    if len(set(steps)) > 1:
+        raise UserError(f"the ranks see different checkpoints: {steps}", "--runs must be a folder that all nodes share")
+
+
+def _is_finished(end: checkpoint.Checkpoint, run: Run, steps_per_epoch: int) -> bool:
+    """Whether the newest checkpoint is the end of the training: all steps done, or stopped early."""
+    total = run.train.epochs * steps_per_epoch
+    return end.step >= min(total, run.train.steps or total) or end.state["loop"]["stopped_early"]
+
+
+def _conclude(
+    job: Job, store: Store, world: World, recorder: Recorder | None, clock: Clock, steps: int, epochs: int
+) -> None:
+    """Judges the best checkpoint on validation and, this once, on test; rank 0 writes the summary."""
+    run, seconds = job.run, clock.overall()
+    best = checkpoint.chosen(job.directory, "best")
+    model = Model.build(run, store.facts, World(device=world.device))
+    model.restore(best.model, str(best.path))
+    figures = {split: Evaluator(run, store, split, world)(model.plain) for split in ("validation", "test")}
+    if recorder is None:
+        return
+    flat = {f"{split}/{name}": value for split, values in figures.items() for name, value in values.items()}
+    recorder.close(run.values, flat)
+    told = {
+        "run": str(job.directory), "task": run.name, "epochs": epochs, "steps": steps,
+        "best_step": best.step, "objective": objective(run, store.facts)[0],
+        "metrics": {split: {n: finite(v) for n, v in values.items()} for split, values in figures.items()},
+        "seconds": round(seconds[0], 3), "samples_per_second": round(seconds[1], 1),
+        "parameters": sum(p.numel() for p in model.plain.parameters()),
+        "workers": world.size, "device": str(world.device),
+    }  # fmt: skip
+    durable.write_json(job.directory / saved.SUMMARY, told)
+
+
+def environment() -> dict[str, Any]:
+    """Returns where and with what this process runs, as environment.json keeps it."""
+    packages = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sys.argv, "python": platform.python_version(),
+        "platform": platform.platform(), "host": platform.node(), "packages": packages,
+        "devices": _devices(),
+        "git": _git_state(),
+    }  # fmt: skip
+
+
+def _devices() -> list[str]:
+    if not torch.cuda.is_initialized():  # asking would set up CUDA in a process that is about to fork
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def _git_state() -> dict[str, Any] | None:
+    """The commit of the code that runs, and whether it was changed since; None outside a clone."""
+    root = Path(__file__).parent.parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
+        state = subprocess.run(
+            ["git", "-C", root, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.stdout.strip(), "changed": bool(state.stdout.strip())}

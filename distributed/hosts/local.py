@@ -1,0 +1,175 @@
+"""Trains a run on this machine without Ray: in this process, or in several that are forked from it."""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distributed.hosts import job
+from distributed.hosts.job import Job, Show
+from distributed.resources import cpu_count
+from distributed.world import World, joined, pick_device
+from tasks.errors import UserError
+
+MakeShow = Callable[[], Show]
+QUIET: MakeShow = lambda: lambda row: None  # noqa: E731
+GRACE = 30.0  # seconds that the other ranks get to end by themselves after one has failed
+
+
+def train(one: Job, make_show: MakeShow = QUIET) -> bool:
+    """Trains in as many processes as `resources.workers` says; returns whether it was interrupted before its end.
+
+    Raises UserError and whatever training raises, of whichever process it was.
+    """
+    if one.run.resources.workers == 1:
+        with interruptible() as stopped:
+            job.work(one, World(device=_device(one, 0)), make_show(), stopped)
+            return stopped()
+    return _forked(one, make_show)
+
+
+def _device(one: Job, local_rank: int) -> torch.device:
+    return torch.device("cpu") if one.run.resources.gpu == 0 else pick_device(local_rank)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Lets the first SIGINT or SIGTERM ask for a checkpoint and the end; a second one ends at once."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        sys.stderr.write("stopping after a checkpoint; once more to stop at once\n")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set  # signals belong to the main thread; whoever runs it stops us
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _forked(one: Job, make_show: MakeShow) -> bool:
+    # Forked, not spawned: the children share what is imported. Safe because nothing parallel ran in the parent yet.
+    context = multiprocessing.get_context("fork")
+    size = one.run.resources.workers
+    with tempfile.TemporaryDirectory(prefix="whipray-") as folder, interruptible() as stopped:
+        meeting = f"file://{folder}/meeting"
+        pipes = [context.Pipe(duplex=False) for _ in range(size)]
+        ranks = [
+            context.Process(
+                target=_rank, args=(one, rank, meeting, pipes[rank][1], make_show, stopped), name=f"rank {rank}"
+            )
+            for rank in range(size)
+        ]
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for process in ranks:
+            process.start()
+        try:
+            _await(ranks, [receiving for receiving, _ in pipes])
+        finally:
+            for process in ranks:
+                if process.is_alive():
+                    process.kill()
+                process.join()
+        return stopped()
+
+
+def _rank(one: Job, rank: int, meeting: str, tell: Any, make_show: MakeShow, stopped: Callable[[], bool]) -> None:
+    """One forked process, from joining to leaving; what it raises is told to the parent."""
+    size = one.run.resources.workers
+    torch.set_num_threads(max(1, cpu_count() // size))
+    if sys.platform == "linux":
+        # Ranks of one machine have nothing to say beyond it.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    try:
+        with joined(rank, size, _device(one, rank), meeting) as world:
+            job.work(one, world, make_show() if rank == 0 else lambda row: None, stopped)
+        tell.send(None)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the parent must hear of it and raise it
+        tell.send(_portable(error))
+        sys.exit(1)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error as it can cross a pipe: itself where it pickles, else its words."""
+    from multiprocessing.reduction import ForkingPickler
+
+    error.__cause__ = error.__context__ = None
+    try:
+        ForkingPickler.loads(ForkingPickler.dumps(error))
+    except Exception:  # noqa: BLE001 - any failure to pickle means the same
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _await(ranks: list[Any], pipes: list[Any]) -> None:
+    """Waits for all ranks; raises what the first failing one raised, after its partners had a while to end."""
+    failures: dict[int, BaseException] = {}
+    deadline = None
+    waiting = {process.sentinel: rank for rank, process in enumerate(ranks)}
+    while waiting and (deadline is None or time.monotonic() < deadline):
+        for sentinel in multiprocessing.connection.wait(list(waiting), timeout=0.5):
+            rank = waiting.pop(sentinel)  # type: ignore[index]
+            told = pipes[rank].recv() if pipes[rank].poll() else _died(rank, ranks[rank])
+            if told is not None:
+                failures[rank] = told
+                deadline = deadline or time.monotonic() + GRACE
+                # A partner that waits for the failed rank will not end: a user error is known at once.
+                if isinstance(told, UserError):
+                    raise told
+    for failure in sorted(failures.values(), key=_is_echo):
+        raise failure
+
+
+def _died(rank: int, process: Any) -> BaseException:
+    process.join()
+    code = process.exitcode
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return RuntimeError(
+        f"rank {rank} (process {process.pid}) {how}; the run goes on from its checkpoint when started again"
+    )
+
+
+def _is_echo(error: BaseException) -> bool:
+    """Whether an error only says that another rank went away."""
+    words = str(error)
+    return any(sign in words for sign in ("Connection closed by peer", "Connection reset by peer", "gloo"))
+
+
+def elsewhere(call: Callable[[], Path]) -> Path:
+    """Calls in a process of its own, so that nothing parallel runs in this one before it forks its ranks."""
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+
+    def target() -> None:
+        try:
+            sending.send((call(), None))
+        except BaseException as error:  # noqa: BLE001 - the parent raises it
+            sending.send((None, _portable(error)))
+
+    process = context.Process(target=target, name="prepare")
+    process.start()
+    process.join()
+    if not receiving.poll():
+        raise RuntimeError(f"preparing the data {_died(0, process)}")
+    path, error = receiving.recv()
+    if error is not None:
+        raise error
+    return path

@@ -1,0 +1,125 @@
+"""Trains a run on the workers of Ray Train: one process a worker, gradients averaged by DistributedDataParallel.
+
+Ray starts the workers and watches them; what is trained, recorded and resumed is ours, from the run directory alone
+(docs/design.md, section 7). Ray's own results go to a scratch folder under a fresh name, and are thrown away.
+"""
+
+import logging
+import os
+import tempfile
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, get_device
+
+# The names that `ray.train` gives depend on an environment variable; these are version 2, which we are written for.
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+from distributed import saved
+from distributed.hosts import feasibility, job, ray_cluster
+from distributed.hosts.follow import Rows
+from distributed.hosts.job import Job, Show
+from distributed.hosts.local import interruptible
+from distributed.run import Run
+from distributed.world import TIMEOUT, World
+from tasks.errors import UserError
+
+POLL = 0.3  # seconds between two looks at the run directory
+log = logging.getLogger("whipray")
+
+
+def connect(run: Run, address: str | None) -> None:
+    """Joins the cluster, or starts one of this machine's own; raises UserError where it can never hold the run."""
+    ray_cluster.connect(address)
+    feasibility.check(run.resources.workers, *_per_worker(run), ray_cluster.nodes())
+
+
+def _per_worker(run: Run) -> tuple[float, float]:
+    """Cores and devices of one worker."""
+    gpu = run.resources.gpu
+    if gpu is None:
+        gpu = 1.0 if any(node.get("GPU") for node in ray_cluster.nodes()) else 0.0
+    return run.resources.cpu or 1.0, gpu
+
+
+def train(one: Job, stores: Path, show: Show) -> bool:
+    """Trains on the connected cluster; returns whether it was interrupted before its end.
+
+    Raises UserError, or RuntimeError naming the rank that failed.
+    """
+    run = one.run
+    cpu, gpu = _per_worker(run)
+    # The state of Ray Train's controller is of no use to us: our own newest checkpoint decides where a run goes on.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    with tempfile.TemporaryDirectory(prefix="whipray-ray-") as scratch:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={**one.to_plain(), "stores": str(stores)},
+            torch_config=TorchConfig(timeout_s=int(TIMEOUT.total_seconds())),
+            scaling_config=ScalingConfig(
+                num_workers=run.resources.workers, use_gpu=gpu > 0,
+                resources_per_worker={"CPU": cpu, **({"GPU": gpu} if gpu else {})},
+            ),
+            run_config=RunConfig(
+                name=f"whipray-{uuid.uuid4().hex[:12]}", storage_path=scratch,
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )  # fmt: skip
+        return _fit(trainer, one, show)
+
+
+def _fit(trainer: TorchTrainer, one: Job, show: Show) -> bool:
+    """Runs the trainer beside this thread, which shows what the workers record and passes on a wish to stop."""
+    failed: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except (TrainingFailedError, ray.exceptions.RayError) as error:
+            failed.append(error)
+
+    rows = Rows(one.directory)
+    thread = threading.Thread(target=fit, name="ray train", daemon=True)
+    with interruptible() as stopped:
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL)
+            for row in rows.new():
+                show(row)
+            if stopped():
+                saved.ask_to_stop(one.directory)
+        if failed:
+            _raise(one.directory, failed[0])
+        return stopped()
+
+
+def _raise(directory: Path, error: BaseException) -> None:
+    """Raises what the first failing rank wrote down, or what Ray knows where none could."""
+    told = saved.failure(directory)
+    if told and told["kind"] == "UserError":
+        raise UserError(told["message"], told["hint"]) from error
+    if told:
+        raise RuntimeError(
+            f"rank {told['rank']} on {told['host']}: {told['kind']}: {told['message']}\n{told['traceback']}"
+        )
+    failures = getattr(error, "worker_failures", {})
+    words = "; ".join(f"rank {rank}: {str(failure).strip().splitlines()[0]}" for rank, failure in failures.items())
+    raise RuntimeError(words or str(error)) from error
+
+
+def _worker(plain: dict[str, Any]) -> None:
+    """What one Ray Train worker does; it runs in a thread that is not the main one, in a folder of Ray's."""
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    one = Job.from_plain(plain)
+    if not one.store.exists():  # the folder of stores is this node's own
+        job.prepare(one.run, Path(plain["stores"]))
+    job.work(one, world)

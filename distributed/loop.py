@@ -1,0 +1,239 @@
+"""The training loop: one function that learns a task, whatever process it runs in. The file to read first.
+
+`train` is an iterator: between two of its steps its host records, shows, stops; there are no callbacks. What it
+computes depends on the run and never on how many ranks there are (docs/design.md, section 5).
+"""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from distributed import checkpoint, schedules
+from distributed.data.loader import Loader
+from distributed.data.order import Plan, seed_of, smallest_portion
+from distributed.data.store import Store
+from distributed.evaluation import Evaluator, objective
+from distributed.model import Model
+from distributed.run import Run
+from distributed.schedules import Plateaus
+from distributed.update import ONLY, Updater
+from distributed.world import World
+from tasks.errors import UserError, did_you_mean
+from tasks.task import Batch, Task
+
+
+class RunFailed(Exception):
+    """Training cannot go on for a reason that lies in the training itself, such as a loss that is not finite."""
+
+
+@dataclass
+class Progress:
+    """What the loop tells its host, the same on all ranks; the host answers with `request`."""
+
+    kind: Literal["train", "validation", "checkpoint"]
+    epoch: int  # finished epochs, or the one under way
+    step: int  # optimizer steps done
+    metrics: dict[str, float]  # train: losses and lr of the steps since the last one; validation: the figures
+    checkpoint: Path | None = None
+    wishes: set[str] = field(default_factory=set)
+
+    def request(self, wish: Literal["checkpoint", "stop"]) -> None:
+        """Asks for a checkpoint now, or for a checkpoint and the end of the training."""
+        self.wishes.add(wish)
+
+
+@dataclass
+class State:
+    """All that changes while a run learns, besides tensors: what state.json holds."""
+
+    step: int = 0
+    plateaus: Plateaus = field(default_factory=Plateaus)
+    best_step: int | None = None
+    sums: dict[str, float] = field(default_factory=dict)  # of losses x units since the last train progress
+    units: float = 0.0
+    stopped_early: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        # A diverged objective or sum is a NaN or an infinity, which JSON has not: its repr is read back as it was.
+        return {
+            "step": self.step, "history": [repr(v) for v in self.plateaus.history], "best_step": self.best_step,
+            "sums": {n: repr(v) for n, v in self.sums.items()}, "units": self.units,
+            "stopped_early": self.stopped_early,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> "State":
+        return cls(
+            told["step"], Plateaus([float(v) for v in told["history"]]), told["best_step"],
+            {n: float(v) for n, v in told["sums"].items()}, told["units"], told["stopped_early"],
+        )  # fmt: skip
+
+
+def train(
+    run: Run, store: Store, directory: Path, world: World, resume: checkpoint.Checkpoint | None
+) -> Generator[Progress, None, None]:
+    """Learns the run's task, and yields every `log.every` steps, after an evaluation, and after a checkpoint.
+
+    Raises UserError for batches that the model or the ranks cannot share, RunFailed for a loss that is not finite.
+    """
+    rows = store.rows("train", run.data.limit)
+    plan = Plan(len(rows), run.data.batch_size, run.train.seed, run.data.order, rows.lengths)
+    loader = Loader(run.task, rows, plan, run.precision, world)
+    judge = Evaluator(run, store, "validation", world)
+    model = Model.build(run, store.facts, world)
+    _refuse_small_batches(model.plain, plan, world, run)
+    updater = Updater(model.wrapped, run.optimizers, run.precision, run.train.clip_norm, world)
+    state = State()
+    if resume:
+        state = State.from_json(resume.state["loop"])
+        model.restore(resume.model, str(resume.path))
+        updater.restore(resume.optimizer, resume.state["update"])
+    tally = Tally(state if world.rank == 0 else State(), world)
+    total = min(run.train.epochs * plan.steps, run.train.steps or run.train.epochs * plan.steps)
+
+    while state.step < total and not state.stopped_early:
+        epoch, k = divmod(state.step, plan.steps)
+        factor = schedules.factor(run.schedule, state.step, plan.steps, total, state.plateaus)
+        learn(run, model, updater, loader, state.step, epoch, k, factor, tally)
+        state.step += 1
+        boundary = k + 1 == plan.steps or state.step == total  # of an epoch, or of the training
+        epoch += k + 1 == plan.steps
+        wishes: set[str] = set()
+
+        if boundary or state.step % run.log.every == 0:
+            yield Progress("train", epoch, state.step, tally.take(run, factor), wishes=wishes)
+        if boundary:
+            model.share_buffers(world)
+            metrics = judge(model.plain)
+            _judged(run, store, state, metrics)
+            yield Progress("validation", epoch, state.step, metrics, wishes=wishes)
+
+        # Only where the host could ask do the ranks need to agree on what it asked.
+        asked = boundary or state.step % run.log.every == 0
+        stop, save = world.agree("stop" in wishes, "checkpoint" in wishes) if asked else (False, False)
+        due = run.checkpoint.every is not None and state.step % run.checkpoint.every == 0
+        if boundary or due or stop or save:
+            path = _save(run, directory, model, updater, state, tally, world)
+            yield Progress("checkpoint", epoch, state.step, {}, path)
+        if stop:
+            return
+
+
+def learn(
+    run: Run,
+    model: Model,
+    updater: Updater,
+    loader: Loader,
+    step: int,
+    epoch: int,
+    k: int,
+    factor: float,
+    tally: "Tally",
+) -> None:
+    """One optimizer step: every micro-batch of global batch `k` leaves its gradients, then the parameters move."""
+    world, task = loader.world, run.task
+    batches = loader.micro_batches(epoch, k, run.data.micro_batch_size)
+    units, whole = _units(task, batches, len(loader.plan.batch(epoch, k)), world)
+    model.wrapped.train()
+    for index, (batch, part) in enumerate(zip(batches, units, strict=True)):
+        torch.manual_seed(seed_of(run.train.seed, step, index, world.rank))
+        update = updater.accumulate(step, part * world.size / whole, last=index == len(batches) - 1)
+        with update.sync(), run.precision.autocast(world.device):
+            losses = task.step(model.wrapped, batch, update)
+        tally.add(losses, part)
+    updater.apply(step, factor)
+
+
+def _units(task: Task, batches: list[Batch], rows: int, world: World) -> tuple[list[float], float]:
+    """Returns the units of each micro-batch, and of the whole global batch over all ranks."""
+    if type(task).units is Task.units:
+        return [float(len(batch["row"])) for batch in batches], float(rows)
+    mine = [float(task.units(batch)) for batch in batches]
+    whole = float(world.total(torch.tensor(sum(mine), dtype=torch.float64, device=world.device)))
+    return mine, max(whole, 1e-9)
+
+
+class Tally:
+    """Sums of the losses since the last progress, kept on the device: reading one would wait for it."""
+
+    def __init__(self, state: State, world: World) -> None:
+        self.world = world
+        self.sums: dict[str, Tensor] = {
+            n: torch.tensor(v, dtype=torch.float64, device=world.device) for n, v in state.sums.items()
+        }
+        self.units = state.units
+
+    def add(self, losses: dict[str, Tensor], units: float) -> None:
+        for name, loss in losses.items():
+            value = loss.detach().double() * units if units else loss.new_zeros((), dtype=torch.float64)
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.units += units
+
+    def over_ranks(self) -> tuple[dict[str, float], float]:
+        """Returns the sums of all ranks, and their units."""
+        names = list(self.sums)
+        mine = torch.stack(
+            [*self.sums.values(), torch.tensor(self.units, dtype=torch.float64, device=self.world.device)]
+        )
+        *sums, units = self.world.total(mine).tolist()
+        return dict(zip(names, sums, strict=True)), units
+
+    def take(self, run: Run, factor: float) -> dict[str, float]:
+        """Returns mean losses and learning rates, and begins anew; raises RunFailed where a loss is not finite."""
+        sums, units = self.over_ranks()
+        self.sums, self.units = {}, 0.0
+        means = {name: value / max(units, 1e-9) for name, value in sums.items()}
+        odd = [name for name, value in means.items() if not math.isfinite(value)]
+        if odd:
+            raise RunFailed(
+                f"the loss '{odd[0]}' is {means[odd[0]]}: a smaller optimizer.lr or train.clip_norm=1 often helps"
+            )
+        rates = {"lr" if n == ONLY else f"lr/{n}": o.lr * factor for n, o in run.optimizers.items()}
+        return {"loss": sum(means.values()), **({} if len(means) == 1 else means), **rates}
+
+
+def _save(run: Run, directory: Path, model: Model, updater: Updater, state: State, tally: Tally, world: World) -> Path:
+    """Publishes a checkpoint from rank 0; the other ranks wait until it stands."""
+    model.share_buffers(world)
+    state.sums, state.units = tally.over_ranks() if tally.sums else ({}, 0.0)
+    if world.rank == 0:
+        optimizer, numbers = updater.state()
+        told = {"loop": state.to_json(), "update": numbers}
+        checkpoint.save(directory, state.step, run.name, model.tensors(), optimizer, told)
+        if state.best_step == state.step:
+            checkpoint.mark_best(directory, state.step)
+        checkpoint.prune(directory, run.checkpoint.keep)
+    world.agree(True)  # a barrier: no rank may report a checkpoint that is not there yet
+    return checkpoint.folder_of(directory, state.step)
+
+
+def _judged(run: Run, store: Store, state: State, metrics: dict[str, float]) -> None:
+    """Takes an evaluation into account: is it the best so far, has there been none for too long?"""
+    name, higher_is_better = objective(run, store.facts)
+    if name not in metrics:
+        raise UserError(f"train.objective={name}: there is no such figure", did_you_mean(name, metrics))
+    state.plateaus.history.append(metrics[name] if higher_is_better else -metrics[name])
+    if state.plateaus.is_best():
+        state.best_step = state.step
+    patience = run.train.patience
+    state.stopped_early = patience is not None and state.plateaus.since_best() >= patience
+
+
+def _refuse_small_batches(model: nn.Module, plan: Plan, world: World, run: Run) -> None:
+    smallest = smallest_portion(plan, world.size, run.data.micro_batch_size)
+    if smallest < 1:
+        raise UserError(
+            f"a batch of {plan.rows // plan.steps} rows cannot be shared by {world.size} workers",
+            f"use at most {plan.rows // plan.steps} workers, or a larger data.batch_size",
+        )
+    for name, layer in model.named_modules():
+        if smallest == 1 and isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
+            raise UserError(
+                f"batch normalisation in '{name}' needs at least 2 rows a worker and micro-batch, here are {smallest}",
+                f"data.batch_size={2 * world.size} is the smallest that works with {world.size} workers",
+            )

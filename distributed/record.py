@@ -1,0 +1,122 @@
+"""What a run leaves behind while it trains: metrics.jsonl, TensorBoard events, and metrics.parquet at the end."""
+
+import json
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge
+
+from distributed import durable
+
+METRICS = "metrics.jsonl"
+log = logging.getLogger("whipray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """What is recorded, and how often."""
+
+    every: Annotated[int, Ge(1)] = 50  # optimizer steps between two rows of training figures
+    tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity: such a figure is written as null."""
+    return value if math.isfinite(value) else None
+
+
+class Recorder:
+    """Writes what the loop tells, one row a progress. Belongs to rank 0."""
+
+    def __init__(self, directory: Path, settings: Log, resumed_at: int | None) -> None:
+        """Rows after the step `resumed_at` are dropped: they will be written again."""
+        self.path = directory / METRICS
+        self._drop_after(resumed_at if resumed_at is not None else -1)
+        self.board = _Board(directory, resumed_at) if settings.tensorboard else None
+
+    def _drop_after(self, step: int) -> None:
+        if self.path.exists():
+            kept = [row for row in read(self.path) if row["step"] <= step]
+            durable.write(self.path, "".join(f"{durable.to_json(row)}\n" for row in kept))
+
+    def add(
+        self, kind: str, epoch: int, step: int, metrics: dict[str, float], speed: dict[str, float]
+    ) -> dict[str, Any]:
+        """Records one row and returns it; a row that cannot be written stops no training."""
+        row = {"kind": kind, "epoch": epoch, "step": step, "time": round(time.time(), 3)}
+        row |= {name: finite(value) for name, value in {**metrics, **speed}.items()}
+        if kind != "checkpoint":
+            try:
+                durable.append(self.path, durable.to_json(row))
+            except OSError as error:
+                log.warning("%s: a row was lost: %s", self.path, error.strerror)
+        if self.board and metrics:
+            self.board.scalars(f"{kind}/", step, {**metrics, **speed})
+        return row
+
+    def close(self, values: dict[str, Any], figures: dict[str, float]) -> None:
+        """Ends the record of a finished run: HParams for TensorBoard, and one Parquet table of all rows."""
+        if self.board:
+            self.board.hparams(values, figures)
+            self.board.close()
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        rows = read(self.path)
+        names = dict.fromkeys(name for row in rows for name in row)
+        table = pa.table({name: [row.get(name) for row in rows] for name in names})
+        sink = pa.BufferOutputStream()
+        parquet.write_table(table, sink)
+        durable.write(self.path.with_suffix(".parquet"), sink.getvalue().to_pybytes())
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a metrics.jsonl; a last line that a crash has torn is left out."""
+    rows = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class _Board:
+    """TensorBoard events, written without torch or TensorFlow."""
+
+    def __init__(self, directory: Path, resumed_at: int | None) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        # Generated classes, which no type checker sees.
+        self.events: Any = event_pb2
+        self.summaries: Any = summary_pb2
+        self.writer = EventFileWriter(str(directory), max_queue_size=100, flush_secs=10)
+        if resumed_at is not None:
+            # TensorBoard forgets what an earlier process wrote after this step.
+            log = self.events.SessionLog
+            start = log(status=log.START)
+            self.writer.add_event(self.events.Event(wall_time=time.time(), step=resumed_at + 1, session_log=start))
+
+    def _add(self, step: int, summary: Any) -> None:
+        self.writer.add_event(self.events.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def scalars(self, prefix: str, step: int, values: dict[str, float]) -> None:
+        value = self.summaries.Summary.Value
+        tagged = [value(tag=f"{prefix}{name}", simple_value=number) for name, number in values.items()]
+        self._add(step, self.summaries.Summary(value=tagged))
+
+    def hparams(self, values: dict[str, Any], figures: dict[str, float]) -> None:
+        """Settings and final figures, as TensorBoard's HParams table takes them."""
+        from tensorboard.plugins.hparams import summary_v2
+
+        plain = {n: v if isinstance(v, (bool, int, float, str)) else str(v) for n, v in values.items()}
+        self._add(0, summary_v2.hparams_pb(plain))
+        self.scalars("", 0, figures)
+
+    def close(self) -> None:
+        self.writer.close()

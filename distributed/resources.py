@@ -1,0 +1,26 @@
+"""What a run asks of the machines."""
+
+import os
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a run asks of the machines."""
+
+    workers: Annotated[int, Ge(1)] = 1  # processes that share each batch
+    gpu: Annotated[float, Ge(0)] | None = None  # devices a worker; none: one where the machine has any
+    cpu: Annotated[float, Gt(0)] | None = None  # cores a worker; none: an equal share, 1 under Ray
+    host: Literal["auto", "local", "ray"] = "auto"  # who runs it; auto: this process, Ray for several workers
+
+    @property
+    def on_ray(self) -> bool:
+        return self.host == "ray" or (self.host == "auto" and self.workers > 1)
+
+
+def cpu_count() -> int:
+    """Returns the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

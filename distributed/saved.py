@@ -1,0 +1,130 @@
+"""Runs on disk: found by path or name, listed, and resolved again from what they wrote."""
+
+import json
+import platform
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distributed import config, durable
+from distributed.run import Run, resolve
+from tasks.errors import UserError, did_you_mean
+
+CONFIG, FACTS, SUMMARY, ENVIRONMENT, METRICS = (
+    "config.yaml", "facts.json", "summary.json", "environment.json", "metrics.jsonl",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A run that was begun, whether or not it is finished."""
+
+    directory: Path
+    run: Run
+    facts: dict[str, Any]
+
+
+def listed(runs: Path) -> list[Path]:
+    """Returns every run directory below a folder, newest first."""
+    found = [path.parent for path in runs.glob(f"**/{CONFIG}")] if runs.is_dir() else []
+    return sorted(found, key=lambda path: (path / CONFIG).stat().st_mtime, reverse=True)
+
+
+def locate(reference: str, runs: Path) -> Path:
+    """Returns the directory of RUN: a path, TASK/NAME, a unique NAME, or `last`; raises UserError with the nearest."""
+    if (Path(reference) / CONFIG).exists():
+        return Path(reference).absolute()
+    there = listed(runs)
+    if reference == "last" and there:
+        return there[0].absolute()
+    matches = [path for path in there if path.name == reference or str(path.relative_to(runs)) == reference]
+    if len(matches) > 1:
+        names = ", ".join(str(path.relative_to(runs)) for path in matches)
+        raise UserError(f"several runs are called '{reference}': {names}", "write TASK/NAME")
+    if not matches:
+        names = [path.name for path in there] + [str(path.relative_to(runs)) for path in there]
+        hint = did_you_mean(reference, names) or (
+            "whipray runs lists them" if there else f"there are no runs in {runs}"
+        )
+        raise UserError(f"no run '{reference}'", hint)
+    return matches[0].absolute()
+
+
+def find(reference: str, runs: Path) -> Saved:
+    """Returns a run as it was written."""
+    directory = locate(reference, runs)
+    given = config.from_yaml(directory / CONFIG)
+    if "task.name" not in given:
+        raise UserError(f"{directory / CONFIG}: does not say of which task it is", "it was changed by hand")
+    try:
+        facts = json.loads((directory / FACTS).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{directory / FACTS}: cannot be read: {error}", "the run did not begin, or was damaged"
+        ) from None
+    return Saved(directory, resolve(str(given["task.name"].value), given, runs), facts)
+
+
+def summary(directory: Path) -> dict[str, Any] | None:
+    """Returns what a finished run wrote at its end, None where it is not finished."""
+    try:
+        return json.loads((directory / SUMMARY).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def begin(directory: Path, run: Run, facts: dict[str, Any], environment: dict[str, Any]) -> None:
+    """Writes what identifies a run: its settings, the facts of its data, and where it ran."""
+    directory.mkdir(parents=True, exist_ok=True)
+    given = {name: origin for name, origin in run.origins.items() if origin != "default"}
+    comments = "".join(f"# {name}: {origin}\n" for name, origin in given.items() if name != "task.name")
+    header = (
+        f"# Settings of this run; not by default:\n{comments}"
+        if comments
+        else "# Settings of this run, all by default.\n"
+    )
+    durable.write(directory / CONFIG, header + config.to_yaml(run.values))
+    durable.write(directory / FACTS, durable.to_json(facts))
+    durable.write_json(directory / ENVIRONMENT, environment)
+
+
+# ---- what processes of one run tell one another through its directory
+
+STOP, FAILURE = ".stop", "failure.json"
+
+
+def clear_marks(directory: Path) -> None:
+    """Forgets what an earlier attempt left: a wish to stop, the cause of its failure."""
+    for name in (STOP, FAILURE):
+        (directory / name).unlink(missing_ok=True)
+
+
+def ask_to_stop(directory: Path) -> None:
+    """Asks whoever trains this run for a checkpoint and the end."""
+    (directory / STOP).touch()
+
+
+def is_asked_to_stop(directory: Path) -> bool:
+    return (directory / STOP).exists()
+
+
+def write_failure(directory: Path, rank: int, error: BaseException) -> None:
+    """Names the cause in the run directory; what other ranks say later is an echo, and left out."""
+    path = directory / FAILURE
+    if path.exists():
+        return
+    message, hint = (error.message, error.hint) if isinstance(error, UserError) else (str(error), "")
+    durable.write_json(path, {
+        "rank": rank, "host": platform.node(), "kind": type(error).__name__, "message": message, "hint": hint,
+        "traceback": "".join(traceback.format_exception(error)), "time": time.time(),
+    })  # fmt: skip
+
+
+def failure(directory: Path) -> dict[str, Any] | None:
+    """Returns what the first failing rank wrote, None where none did."""
+    try:
+        return json.loads((directory / FAILURE).read_bytes())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,97 @@
+"""Who we are among the processes of a run, and the only file that talks to torch.distributed."""
+
+import contextlib
+import datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+CPU = torch.device("cpu")
+TIMEOUT = datetime.timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank, size and device; every method is a collective unless it says otherwise, and free where size is 1."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Returns the module with its gradients averaged over the ranks during backward."""
+        if self.size == 1 or not any(p.requires_grad for p in module.parameters()):
+            return module
+        devices = None if self.device.type == "cpu" else [self.device]
+        return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
+
+    @contextlib.contextmanager
+    def no_sync(self, *modules: nn.Module) -> Iterator[None]:
+        """Keeps gradients to this rank, as all micro-batches but the last want it. No collective."""
+        with contextlib.ExitStack() as stack:
+            for module in modules:
+                if isinstance(module, DistributedDataParallel):
+                    stack.enter_context(module.no_sync())
+            yield
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """Returns the sum over the ranks."""
+        if self.size > 1:
+            values = values.clone()
+            distributed.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Returns every rank's value, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def agree(self, *wishes: bool) -> tuple[bool, ...]:
+        """Returns for each wish whether any rank has it."""
+        if self.size == 1:
+            return wishes
+        votes = torch.tensor(wishes, dtype=torch.int32, device=self.device)
+        distributed.all_reduce(votes, distributed.ReduceOp.MAX)
+        return tuple(bool(vote) for vote in votes.tolist())
+
+    def share(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Overwrites the tensors with those of rank 0."""
+        if self.size > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor, 0)
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """Returns the module as the task built it, without the wrapper."""
+    if isinstance(module, DistributedDataParallel):
+        return module.module
+    if isinstance(module, nn.ModuleDict):
+        return nn.ModuleDict({name: plain(entry) for name, entry in module.items()})
+    return module
+
+
+@contextlib.contextmanager
+def joined(rank: int, size: int, device: torch.device, init_method: str) -> Iterator[World]:
+    """Joins the process group of a run, gloo on CPUs and NCCL on GPUs, and leaves it at the end."""
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    distributed.init_process_group(backend, init_method=init_method, rank=rank, world_size=size, timeout=TIMEOUT)
+    try:
+        yield World(rank, size, device)
+    finally:
+        distributed.destroy_process_group()
+
+
+def pick_device(local_rank: int) -> torch.device:
+    """Returns the accelerator of this local rank, or the CPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")

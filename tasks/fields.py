@@ -1,0 +1,247 @@
+"""What the columns of a task's rows hold: plain declarations, checked row by row while a store is prepared.
+
+A field says how one value of a row must look (`check`) and what the training rows teach about it (`facts`).
+How it is laid out in Arrow is the store's affair (`distributed/data/schema.py`). No torch here.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tasks.errors import BadRow, UserError, did_you_mean
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column. `target` marks what is to be learned: it is absent when predicting, and is no part of a
+    row's content when duplicates are kept on one side of a split.
+    """
+
+    target: bool = field(default=False, kw_only=True)
+
+    def check(self, value: Any, facts: Facts) -> Any:
+        """Returns the value as it is stored; raises BadRow for one that cannot be."""
+        raise TypeError(f"{type(self).__name__} does not say how to check a value")
+
+    def facts(self, values: Iterable[Any]) -> Facts:
+        """What the training rows teach about this column: nothing, unless a field says otherwise."""
+        return {}
+
+
+def _array(value: Any, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # ragged nested lists
+        raise BadRow(f"is no array of numbers: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise BadRow(f"expected numbers, got {array.dtype}")
+    if array.shape != shape:
+        raise BadRow(f"expected shape {shape}, got {array.shape}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise BadRow("holds a NaN or an infinity")
+    if np.dtype(dtype).kind in "iu" and array.size:
+        limits = np.iinfo(dtype)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise BadRow(f"expected values of {limits.min}..{limits.max}, got {array.min()}..{array.max()}")
+    return array.astype(dtype)
+
+
+class _Moments:
+    """Mean and standard deviation of a stream of arrays, in float64 (Chan et al. 1983, parallel update)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, None, None
+
+    def add(self, block: np.ndarray) -> None:  # block (n, ...) -> moments over n
+        block = block.astype(np.float64)
+        count, mean = len(block), block.mean(0)
+        squares = ((block - mean) ** 2).sum(0)
+        if self.count == 0:
+            self.count, self.mean, self.squares = count, mean, squares
+            return
+        total, delta = self.count + count, mean - self.mean
+        self.squares = self.squares + squares + delta**2 * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+
+    def facts(self) -> Facts:
+        if self.mean is None or self.squares is None:
+            return {}
+        std = np.sqrt(self.squares / self.count)
+        # A constant column has no scale of its own: 1 leaves it as it is instead of dividing by zero.
+        std = np.where(std > 1e-12, std, 1.0)
+        return {"mean": self.mean.tolist(), "std": std.tolist()}
+
+
+@dataclass(frozen=True)
+class Image(Field):
+    """A picture of one fixed size: uint8 (channels, height, width)."""
+
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.channels, self.height, self.width)
+
+    def check(self, value: Any, facts: Facts) -> np.ndarray:
+        return _array(value, self.shape, np.uint8)
+
+    def facts(self, values: Iterable[Any]) -> Facts:
+        """Mean and standard deviation a channel, of pixels scaled to 0..1."""
+        moments = _Moments()
+        for value in values:
+            moments.add(np.asarray(value, np.float64).reshape(self.channels, -1).T / 255)
+        return moments.facts()
+
+
+@dataclass(frozen=True)
+class Vector(Field):
+    """A fixed number of real numbers: float32 (length,)."""
+
+    length: int
+
+    def check(self, value: Any, facts: Facts) -> np.ndarray:
+        return _array(value, (self.length,), np.float32)
+
+    def facts(self, values: Iterable[Any]) -> Facts:
+        """Mean and standard deviation a component."""
+        moments = _Moments()
+        for value in values:
+            moments.add(np.asarray(value, np.float64)[None])
+        return moments.facts()
+
+
+@dataclass(frozen=True)
+class Number(Field):
+    """One real number: float32 ()."""
+
+    def check(self, value: Any, facts: Facts) -> np.ndarray:
+        return _array(value, (), np.float32)
+
+    def facts(self, values: Iterable[Any]) -> Facts:
+        moments = _Moments()
+        for value in values:
+            moments.add(np.asarray([value], np.float64))
+        return moments.facts()
+
+
+@dataclass(frozen=True)
+class Label(Field):
+    """One of several classes: int64 (). A row gives a class by its number, or by its name.
+
+    The classes are `names`, or 0..`classes`-1, or what the training rows show.
+    """
+
+    names: tuple[str, ...] = ()
+    classes: int = 0
+    target: bool = field(default=True, kw_only=True)
+
+    def check(self, value: Any, facts: Facts) -> np.ndarray:
+        known = facts.get("classes") or list(self.names)
+        if isinstance(value, str):
+            if value not in known:
+                raise BadRow(f"unknown class '{value}'; {did_you_mean(value, known)}")
+            return np.int64(known.index(value))  # type: ignore[return-value]
+        number = _array(value, (), np.int64)
+        if not 0 <= number < len(known):
+            raise BadRow(f"class {number} is outside 0..{len(known) - 1}")
+        return number
+
+    def facts(self, values: Iterable[Any]) -> Facts:
+        """The classes by name, and how many training rows each one has."""
+        counts: dict[Any, int] = {}
+        for value in values:
+            value = value if isinstance(value, str) else int(value)
+            counts[value] = counts.get(value, 0) + 1
+        if self.names:
+            classes: list[str] = list(self.names)
+        elif self.classes:
+            classes = [str(number) for number in range(self.classes)]
+        elif any(isinstance(value, str) for value in counts):
+            classes = sorted(map(str, counts))
+        else:
+            classes = [str(number) for number in range(max(counts, default=-1) + 1)]
+        by_name = {
+            classes[v] if not isinstance(v, str) and 0 <= v < len(classes) else str(v): n for v, n in counts.items()
+        }
+        return {"classes": classes, "counts": [by_name.get(name, 0) for name in classes]}
+
+
+@dataclass(frozen=True)
+class Text(Field):
+    """A string, stored as UTF-8."""
+
+    def check(self, value: Any, facts: Facts) -> str:
+        if not isinstance(value, str):
+            raise BadRow(f"expected text, got {type(value).__name__}")
+        return value
+
+
+@dataclass(frozen=True)
+class Tokens(Field):
+    """A sequence of word numbers of any length: int32 (length,)."""
+
+    dtype: ClassVar[type] = np.int32
+
+    def check(self, value: Any, facts: Facts) -> np.ndarray:
+        array = np.asarray(value)
+        return _array(array if array.size else array.astype(np.int32), (array.size,), np.int32)
+
+
+@dataclass(frozen=True)
+class Labels(Field):
+    """Any number of classes, one for each object of a row: int64 (objects,)."""
+
+    dtype: ClassVar[type] = np.int64
+    target: bool = field(default=True, kw_only=True)
+
+    def check(self, value: Any, facts: Facts) -> np.ndarray:
+        array = np.asarray(value)
+        return _array(array if array.size else array.astype(np.int64), (array.size,), np.int64)
+
+
+@dataclass(frozen=True)
+class Boxes(Field):
+    """Any number of boxes, one for each object of a row: float32 (objects, 4), x1 y1 x2 y2 in pixels."""
+
+    dtype: ClassVar[type] = np.float32
+    target: bool = field(default=True, kw_only=True)
+
+    def check(self, value: Any, facts: Facts) -> np.ndarray:
+        array = np.asarray(value, np.float32).reshape(-1, 4) if np.size(value) == 0 else np.asarray(value)
+        boxes = _array(array, (len(array), 4), np.float32)
+        if (boxes[:, 2:] <= boxes[:, :2]).any():
+            raise BadRow("a box has no area: x2 must exceed x1, y2 must exceed y1")
+        return boxes
+
+
+def check_row(
+    row: Mapping[str, Any], fields: Mapping[str, Field], facts: Facts, *, targets: bool = True
+) -> dict[str, Any]:
+    """Returns the row with every declared field checked and nothing else in it; raises BadRow naming the field.
+
+    With `targets=False` the targets may be missing, as when predicting.
+    """
+    stray = sorted(set(row) - set(fields))
+    if stray:
+        raise UserError(
+            f"a row holds '{stray[0]}', which the task does not declare in `fields`",
+            did_you_mean(stray[0], fields) or "declare it, or let `encode` leave it out",
+        )
+    checked = {}
+    for name, column in fields.items():
+        if name not in row or row[name] is None:
+            if column.target and not targets:
+                continue
+            raise BadRow(f"'{name}' is missing")
+        try:
+            checked[name] = column.check(row[name], facts.get(name, {}))
+        except BadRow as error:
+            raise BadRow(f"'{name}': {error}") from error
+    return checked

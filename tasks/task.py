@@ -1,0 +1,288 @@
+"""The task contract: what one learning problem says about itself, and nothing about how it is run.
+
+A task is a subclass of `Task`. All but `examples`, `row` and `build` has a default that follows from `fields`.
+Its annotated attributes are its settings: typed, frozen, searchable as `task.<name>`; a trailing comment is the
+setting's meaning as `whipray config` shows it.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, dataclass_transform
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tasks.errors import BadRow, UserError
+from tasks.fields import Boxes, Facts, Field, Image, Label, Labels, Number, Text, Tokens, Vector
+
+__all__ = [
+    "BadRow", "Batch", "Boxes", "Draw", "Example", "Facts", "Field", "FilePath", "Image", "Label", "Labels", "Load",
+    "Metric", "Number", "Ragged", "Source", "Task", "Text", "Tokens", "Update", "UserError", "Vector", "frozen",
+]  # fmt: skip
+
+Batch = dict[str, Any]  # column -> tensor (B, ...), Ragged, or list of B strings; "row" holds the rows' numbers
+Load = Callable[[str], tuple[nn.Module, Facts]]
+FilePath = Annotated[str, "path"]  # a setting of this type is made absolute where it is given
+
+
+class Update(Protocol):
+    """Accumulates the gradients of one loss; `name` is the entry of the ModuleDict that learns from it."""
+
+    def __call__(self, loss: Tensor, name: str = "model") -> None: ...
+
+
+class Metric(Protocol):
+    """One figure over all rows of a split, mergeable over workers (`tasks/metrics.py` has the usual ones)."""
+
+    higher_is_better: bool
+
+    def update(self, predicted: Any, target: Any) -> None: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def merge(self, states: list[dict[str, Any]]) -> None:
+        """Becomes what one metric would be that had seen the rows of all `states`, in that order."""
+        ...
+
+    def compute(self) -> float: ...
+
+
+class Example(NamedTuple):
+    """A cheap reference to one row of the raw source: a path, an offset, or the row itself."""
+
+    reference: Any
+    split: str | None = None  # train, validation or test where the source says so
+    group: str | None = None  # rows of one group (patient, writer, document) stay on one side of a split
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A column whose rows differ in length: the rows one after another, and their lengths."""
+
+    values: Tensor  # (sum of lengths, ...)
+    lengths: Tensor  # (B,) int64
+
+    def padded(self, fill: float = 0) -> Tensor:
+        """Returns the rows as one tensor (B, longest, ...), short ones filled up."""
+        batch, longest = len(self.lengths), int(self.lengths.max()) if len(self.lengths) else 0
+        out = self.values.new_full((batch, max(longest, 1), *self.values.shape[1:]), fill)
+        positions = torch.arange(out.shape[1], device=self.values.device)
+        out[positions[None] < self.lengths[:, None]] = self.values
+        return out
+
+    def split(self) -> list[Tensor]:
+        """Returns the rows as a list of B tensors (length, ...)."""
+        return list(self.values.split(self.lengths.tolist()))
+
+    def to(self, *args: Any, **kwargs: Any) -> "Ragged":
+        return Ragged(self.values.to(*args, **kwargs), self.lengths.to(*args, **kwargs))
+
+
+class Draw:
+    """Random numbers for augmentation, one a row, that depend on (seed, epoch, row) and nothing else.
+
+    So a row meets the same fate whatever batch, worker or micro-batch it falls into. SplitMix64 (Steele, Lea and
+    Flood, 2014) over a counter; each call of one `Draw` gives new numbers.
+    """
+
+    def __init__(self, seed: int, epoch: int, rows: np.ndarray, device: torch.device | str = "cpu") -> None:
+        self._rows = np.asarray(rows, np.uint64)
+        self._key = mix(mix(np.array([seed % 2**64], np.uint64)) ^ np.uint64(epoch))
+        self._calls = 0
+        self._device = device
+
+    def _unit(self) -> np.ndarray:  # (B,) float64 in [0, 1)
+        self._calls += 1
+        bits = mix(mix(self._rows ^ self._key) + np.uint64(self._calls))
+        return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Returns (B,) float32 in [low, high)."""
+        return torch.from_numpy((low + (high - low) * self._unit()).astype(np.float32)).to(self._device)
+
+    def integers(self, low: int, high: int) -> Tensor:
+        """Returns (B,) int64 in low..high-1."""
+        return torch.from_numpy(low + np.floor((high - low) * self._unit()).astype(np.int64)).to(self._device)
+
+    def chance(self, probability: float) -> Tensor:
+        """Returns (B,) bool, each true with `probability`."""
+        return torch.from_numpy(self._unit() < probability).to(self._device)
+
+    def normal(self) -> Tensor:
+        """Returns (B,) float32 from the standard normal distribution (Box and Muller, 1958)."""
+        radius, angle = np.sqrt(-2 * np.log1p(-self._unit())), 2 * np.pi * self._unit()
+        return torch.from_numpy((radius * np.cos(angle)).astype(np.float32)).to(self._device)
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """SplitMix64's output function on uint64 (..., ), wrapping around."""
+    with np.errstate(over="ignore"):
+        values = values + np.uint64(0x9E3779B97F4A7C15)
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return values ^ (values >> np.uint64(31))
+
+
+@contextlib.contextmanager
+def frozen(*nets: nn.Module) -> Iterator[None]:
+    """Lets `nets` judge: gradients pass through them, but they collect none; on leaving all is as it was."""
+    learning = [p for net in nets for p in net.parameters() if p.requires_grad]
+    with contextlib.ExitStack() as stack:
+        for net in nets:
+            if isinstance(net, nn.parallel.DistributedDataParallel):
+                # Without this DDP would wait for gradients that never come.
+                stack.enter_context(net.no_sync())
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in learning:
+                parameter.requires_grad_(True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the raw data are. These settings, and no others, decide what a store holds."""
+
+    path: FilePath = ""  # file or folder of the raw data; empty: what comes with whipray
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One learning problem. See docs/write-a-task.md."""
+
+    fields: ClassVar[Mapping[str, Field]] = {}
+    entries: ClassVar[tuple[str, ...]] = ()  # names of the ModuleDict's entries that learn, where there are several
+    recipe: ClassVar[Mapping[str, Any]] = {}  # dotted machinery settings with which this task trains well
+    version: ClassVar[int] = 1  # raise it when a change of the reader must make stored data stale
+    invariance: ClassVar[str] = "exact"  # or the reason why another number of workers is equal in distribution only
+
+    source: Source = Source()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclass(frozen=True, kw_only=True)(cls)
+
+    # ---- preparing: once, before any training; only `task.source.*` may be read here
+
+    def files(self) -> list[Path]:
+        """The files and folders that the rows come from; a change in one makes the stored data stale."""
+        return [Path(self.source.path)] if self.source.path else []
+
+    def examples(self, source: Source) -> Iterable[Example | tuple | Any]:
+        """Lists the raw rows: `Example(reference, split, group)`, or bare references."""
+        raise TypeError(f"{type(self).__name__} does not say where its rows come from: define examples(self, source)")
+
+    def row(self, reference: Any) -> dict[str, Any]:
+        """Reads and parses one row; raises BadRow(reason) for a broken one. A reference may be the row itself."""
+        return reference
+
+    def facts(self, rows: Iterable[Mapping[str, Any]]) -> Facts:
+        """What the training rows teach: a dict a column. By default what each field knows to ask."""
+        rows = list(rows)
+        return {name: f.facts(r[name] for r in rows) for name, f in self.fields.items() if rows and name in rows[0]}
+
+    def encode(self, row: dict[str, Any], facts: Facts) -> dict[str, Any]:
+        """Turns a parsed row into the declared fields, knowing the facts (words -> numbers)."""
+        return row
+
+    # ---- training
+
+    def transform(self, batch: Batch, draw: Draw, training: bool) -> Batch:
+        """Turns a whole batch of columns into a whole batch of tensors, on the device.
+
+        By default pictures become float32 in 0..1, tokens are padded with 0 and get a `<name>_length` (B,), and
+        columns with any number of objects a row become lists of B tensors.
+        """
+        out = dict(batch)
+        for name, field in self.fields.items():
+            if name not in batch:
+                continue
+            if isinstance(field, Image):
+                out[name] = batch[name].to(torch.float32).div_(255)
+            elif isinstance(field, Tokens):
+                out[name], out[f"{name}_length"] = batch[name].padded().long(), batch[name].lengths
+            elif isinstance(batch[name], Ragged):
+                out[name] = batch[name].split()
+        return out
+
+    def build(self, facts: Facts, load: Load) -> nn.Module:
+        """Returns the network, or a ModuleDict with one entry an optimizer.
+
+        `load("RUN")` gives the frozen network of another run and its facts, for a teacher.
+        """
+        raise TypeError(f"{type(self).__name__} has no network: define build(self, facts, load)")
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The losses by name, each a mean over the batch's units; their sum is minimised, each one is logged."""
+        name, target = self._target()
+        output = self._output(model, batch)
+        if isinstance(target, Label):
+            return {"cross_entropy": functional.cross_entropy(output, batch[name])}
+        return {"squared_error": functional.mse_loss(output.reshape(batch[name].shape), batch[name])}
+
+    def step(self, model: nn.Module, batch: Batch, update: Update) -> dict[str, Tensor]:
+        """What is learned from one (micro-)batch: hands losses to `update`, returns those to be logged."""
+        losses = self.loss(model, batch)
+        update(torch.stack(list(losses.values())).sum())
+        return losses
+
+    def units(self, batch: Batch) -> int | Tensor:
+        """How many units the losses of this batch are a mean over: its rows, unless a task says otherwise."""
+        return len(batch["row"])
+
+    # ---- using
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """What a user wants back: columns with one entry a row."""
+        name, target = self._target()
+        output = self._output(model, batch)
+        if isinstance(target, Label):
+            scores = output.float().softmax(-1)
+            return {name: scores.argmax(-1), "score": scores.amax(-1)}
+        return {name: output.reshape(len(batch["row"]), *([-1] if isinstance(target, Vector) else []))}
+
+    def metrics(self, facts: Facts) -> dict[str, Metric]:
+        """The figures of a split by name; the first one decides which checkpoint or trial is best."""
+        from tasks import metrics
+
+        _, target = self._target()
+        if isinstance(target, Label):
+            return {"accuracy": metrics.accuracy()}
+        return {"rmse": metrics.rmse(), "r2": metrics.r2()}
+
+    def measure(self, metrics: dict[str, Metric], prediction: dict[str, Any], batch: Batch) -> None:
+        """Feeds the metrics with the predictions for one batch: by default each with the target's column."""
+        for metric in metrics.values():
+            name, _ = self._target()
+            metric.update(prediction[name], batch[name])
+
+    def inputs(self, path: Path) -> Iterable[dict[str, Any]]:
+        """Reads what a user wants predicted: rows without targets. By default a picture, or a text file's lines."""
+        from tasks.formats import inputs
+
+        return inputs.read(path, {name: field for name, field in self.fields.items() if not field.target})
+
+    # ---- what the defaults share
+
+    def _target(self) -> tuple[str, Field]:
+        targets = {name: field for name, field in self.fields.items() if field.target}
+        if len(targets) != 1 or not isinstance(next(iter(targets.values())), (Label, Number, Vector)):
+            caller = inspect.stack()[1].function
+            raise TypeError(
+                f"{type(self).__name__}.{caller} must be defined: its default is for a task with one Label, Number or "
+                f"Vector as target, here the targets are {sorted(targets) or 'none'}"
+            )
+        return next(iter(targets.items()))
+
+    def _output(self, model: nn.Module, batch: Batch) -> Tensor:
+        inputs = [name for name, field in self.fields.items() if not field.target]
+        lengths = [f"{name}_length" for name in inputs if isinstance(self.fields[name], Tokens)]
+        return model(*(batch[name] for name in inputs + lengths))

@@ -1,0 +1,71 @@
+"""One contract for every task: it learns its tiny data, resumes to the bit, and is what it says on several ranks."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from distributed.data.store import Store
+from distributed.hosts import job
+from distributed.loop import train
+from distributed.world import World
+from tests import runs
+
+SHAPES = Path(__file__).parents[1] / "shapes.py"
+# task, settings that make it small, entries of the model
+ZOO = {
+    "digits": ("digits", ["task.model=mlp", "data.limit=300"]),
+    "digits cnn": ("digits", ["task.width=4", "data.limit=300", "schedule.name=constant"]),
+    "fashion": ("fashion", ["task.model=mlp", "data.limit=300"]),
+    "housing": ("housing", []),
+    "reviews": ("reviews", ["data.limit=200"]),
+    "two optimizers": (f"{SHAPES}:Adversarial", []),
+    "boxes": (f"{SHAPES}:Detector", []),
+    "units": (f"{SHAPES}:Words", []),
+}
+EXACT = [name for name in ZOO if name != "digits cnn"]
+
+
+def words(name: str, *more: str) -> list[str]:
+    return [*ZOO[name][1], *more]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_task_learns(tmp_path, stores, name):
+    one = runs.train(tmp_path, stores, ZOO[name][0], *words(name, "train.epochs=6"))
+    losses = [row["loss"] for row in runs.rows(one) if row["kind"] == "train"]
+    assert all(map(math.isfinite, losses))
+    if name != "two optimizers":  # whose losses are a contest
+        assert losses[-1] < losses[0]
+    assert set(runs.summary(one)["metrics"]) == {"validation", "test"}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_task_resumes_to_the_bit(tmp_path, stores, name):
+    more = ["train.epochs=2", "checkpoint.every=3", "log.every=2"]
+    whole = runs.train(tmp_path, stores, ZOO[name][0], *words(name, *more), name="whole")
+    part = runs.begin(tmp_path, stores, ZOO[name][0], *words(name, *more), name="part")
+    for progress in train(part.run, Store(part.store, dict(part.run.task.fields)), part.directory, World(), None):
+        if progress.kind == "checkpoint":
+            break
+    job.work(part, World())
+    assert runs.distance(runs.parameters(whole), runs.parameters(part)) == 0
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_task_that_says_exact_is_the_same_on_two_ranks_and_in_micro_batches(tmp_path, stores, ranks, name):
+    more = ["precision.dtype=float64", "train.epochs=2", "train.steps=12"]
+    one = runs.train(tmp_path, stores, ZOO[name][0], *words(name, *more), name="one")
+    assert "exact" in one.run.task.invariance  # of all its networks, or of this one
+    two = runs.begin(tmp_path, stores, ZOO[name][0], *words(name, *more, "data.micro_batch_size=5"), name="two")
+    ranks(2, runs.work, two.to_plain())
+    assert runs.distance(runs.parameters(one), runs.parameters(two)) < 1e-9
+    for here, there in zip(runs.rows(one), runs.rows(two), strict=True):
+        assert here == pytest.approx(there, abs=1e-7)
+
+
+def test_a_task_with_batch_normalisation_trains_on_two_ranks(tmp_path, stores, ranks):
+    two = runs.begin(tmp_path, stores, "digits", *words("digits cnn", "train.epochs=4"))
+    ranks(2, runs.work, two.to_plain())
+    assert runs.summary(two)["metrics"]["validation"]["accuracy"] > 0.5
+    assert two.run.task.invariance != "exact"
