@@ -75,11 +75,16 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
-def append(path: Path, line: str) -> None:
-    """Adds one line in one write: a crash leaves it whole, torn at the end of the file, or absent."""
+def append(path: Path, line: str, *, sync: bool = False) -> None:
+    """Adds one line: a crash leaves it whole, torn at the end of the file, or absent; with `sync` it is on the disk.
+
+    Raises OSError where it could not be written whole; a part of it may then stand at the end of the file.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         OPERATIONS.write(descriptor, f"{line}\n".encode())
+        if sync:
+            OPERATIONS.sync(descriptor)
     finally:
         os.close(descriptor)
 

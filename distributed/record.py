@@ -58,11 +58,15 @@ class Recorder:
             self.board.scalars(f"{kind}/", step, {**metrics, **speed})
         return row
 
-    def close(self, values: dict[str, Any], figures: dict[str, float]) -> None:
+    def close(self) -> None:
+        """Writes out what is still held back; to be called however the run ends."""
+        if self.board:
+            self.board.close()
+
+    def conclude(self, values: dict[str, Any], figures: dict[str, float]) -> None:
         """Ends the record of a finished run: HParams for TensorBoard, and one Parquet table of all rows."""
         if self.board:
             self.board.hparams(values, figures)
-            self.board.close()
         import pyarrow as pa
         from pyarrow import parquet
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from search_spaces.space import Space, SpaceError, nearest, shown, space_of
+from search_spaces.dimensions import SpaceError, nearest, shown
+from search_spaces.space import Space, space_of
 
 HERE = Path(__file__).parent
 MAX_BYTES = 64 * 1024

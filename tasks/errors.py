@@ -31,6 +31,6 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     if near:
         return f"did you mean '{lowered[near[0]]}'?"
     started = [candidate for candidate in valid if name and candidate.lower().startswith(name.lower())]
-    if len(started) == 1:
-        return f"did you mean '{started[0]}'?"
+    if len(started) == 1 or len(valid) == 1:
+        return f"did you mean '{(started or valid)[0]}'?"
     return f"there are: {', '.join(valid)}" if 0 < len(valid) <= 30 else ""

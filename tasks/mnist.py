@@ -101,13 +101,13 @@ class Fashion(Mnist):
     """Clothes: a 28x28 grey picture, light on dark -> one of 10 classes. 1,000 + 200 bundled; 60,000 + 10,000 exist.
 
     Xiao, Rasul and Vollgraf, 2017. task.source.path is a folder with the four IDX files of the whole set, where it
-    is at hand. The split is the source's own. Reached on the bundled rows: CNN 87 %, in 14 s on
-    one core; MLP 84 %, in half a second.
+    is at hand. The split is the source's own. Reached on the bundled rows, mean of three seeds: CNN 84 % in 15 s on one
+    core, MLP 82 % in 1.5 s; with 200 test rows that is good to 2.6 %.
     """
 
     fields = {"image": Image(1, 28, 28), "label": Label(names=CLOTHES)}
     recipe = {
-        "train.epochs": 15, "data.batch_size": 64, "optimizer.name": "adam", "optimizer.lr": 3e-3,
+        "train.epochs": 15, "data.batch_size": 64, "optimizer.name": "adam", "optimizer.lr": 1e-3,
         "schedule.name": "onecycle",
     }  # fmt: skip
 

@@ -22,7 +22,7 @@ from tasks.task import BadRow, Example, Facts, FilePath, Label, Load, Metric, So
 STOP_WORDS = Path(__file__).parent / "bundled" / "stopwords_zh.txt"
 UNKNOWN = 1  # the number of every word without one of its own; 0 pads
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("whipray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,7 @@ class Reviews(Task):
     source: Labelled = Labelled()
     width: Annotated[int, Ge(1)] = 64  # numbers that stand for a word
     hidden: Annotated[int, Ge(1)] = 64  # units of each direction of the LSTM
-    dropout: Annotated[float, Ge(0), Lt(1)] = (
-        0.0  # share of a word's and of the text's numbers that training leaves out
-    )
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of a word's and a text's numbers left out in training
 
     fields = {"tokens": Tokens(), "label": Label(names=("negative", "positive"))}
     recipe = {

@@ -103,7 +103,9 @@ class Draw:
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Returns (B,) float32 in [low, high)."""
-        return torch.from_numpy((low + (high - low) * self._unit()).astype(np.float32)).to(self._device)
+        below = np.nextafter(np.float32(high), np.float32(low))  # float32 may round up to `high` itself
+        values = np.minimum((low + (high - low) * self._unit()).astype(np.float32), below)
+        return torch.from_numpy(values).to(self._device)
 
     def integers(self, low: int, high: int) -> Tensor:
         """Returns (B,) int64 in low..high-1."""
@@ -176,7 +178,7 @@ class Task:
         """The files and folders that the rows come from; a change in one makes the stored data stale."""
         return [Path(self.source.path)] if self.source.path else []
 
-    def examples(self, source: Source) -> Iterable[Example | tuple | Any]:
+    def examples(self, source: Source) -> Iterable[Example | Any]:
         """Lists the raw rows: `Example(reference, split, group)`, or bare references."""
         raise TypeError(f"{type(self).__name__} does not say where its rows come from: define examples(self, source)")
 

@@ -73,7 +73,11 @@ def packages(home: Path) -> Iterator[Problem]:
     try:
         project = tomllib.loads((home / "pyproject.toml").read_text("utf-8"))["project"]
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
-        yield Problem(f"{home / 'pyproject.toml'} cannot be read: {error}", "whipray runs from a whole clone of its repository", True)
+        yield Problem(
+            f"{home / 'pyproject.toml'} cannot be read: {error}",
+            "whipray runs from a whole clone of its repository",
+            True,
+        )
         return
     for text in project["dependencies"]:
         yield from _missing(Requirement(text), f"pip install '{text}'", essential=True)
@@ -91,7 +95,9 @@ def _missing(requirement: Requirement, hint: str, *, essential: bool) -> Iterato
     else:
         for part in _parts(requirement):
             if _version(part) is None:
-                yield Problem(f"{requirement.name} is installed without {part}, which {requirement} brings", hint, essential)
+                yield Problem(
+                    f"{requirement.name} is installed without {part}, which {requirement} brings", hint, essential
+                )
 
 
 def _parts(requirement: Requirement) -> Iterable[str]:
@@ -110,10 +116,12 @@ def _version(name: str) -> str | None:
 
 
 def _python(home: Path) -> Iterator[Problem]:
-    if sys.version_info < (3, 11):
-        yield Problem(f"Python {platform.python_version()} is too old, 3.11 is needed", "make a virtual environment of a newer one", True)
     if sys.prefix == sys.base_prefix:
-        yield Problem("no virtual environment is active", f"python3 -m venv .venv && . .venv/bin/activate && pip install -e {home}", False)
+        yield Problem(
+            "no virtual environment is active",
+            f"python3 -m venv .venv && . .venv/bin/activate && pip install -e {home}",
+            False,
+        )
 
 
 # ---- devices, memory, disk
@@ -125,7 +133,9 @@ def _devices() -> tuple[list[str], list[Problem]]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        return [], [Problem(f"torch cannot be imported: {error}", "pip install --force-reinstall torch torchvision", True)]
+        return [], [
+            Problem(f"torch cannot be imported: {error}", "pip install --force-reinstall torch torchvision", True)
+        ]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         there = torch.cuda.is_available()
@@ -133,13 +143,22 @@ def _devices() -> tuple[list[str], list[Problem]]:
         devices = []
         for index in range(torch.cuda.device_count()):
             known = torch.cuda.get_device_properties(index)
-            devices.append(f"cuda:{index} {known.name}, {known.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}, driver {driver or '?'}")
+            size = f"{known.total_memory / 1e9:.0f} GB"
+            devices.append(f"cuda:{index} {known.name}, {size}, CUDA {torch.version.cuda}, driver {driver or '?'}")
         return devices, []
     if torch.backends.mps.is_available():
         return ["mps (Apple)"], []
     if driver:
-        reason = str(said[0].message).splitlines()[0] if said else f"torch is built for {torch.version.cuda or 'the CPU'}"
-        return [], [Problem(f"there is a GPU (driver {driver}) that torch cannot use: {reason}", "install a torch for this driver: pytorch.org", False)]
+        reason = (
+            str(said[0].message).splitlines()[0] if said else f"torch is built for {torch.version.cuda or 'the CPU'}"
+        )
+        return [], [
+            Problem(
+                f"there is a GPU (driver {driver}) that torch cannot use: {reason}",
+                "install a torch for this driver: pytorch.org",
+                False,
+            )
+        ]
     return [], []
 
 
@@ -157,7 +176,7 @@ def _driver() -> str | None:
 
 
 def memory() -> tuple[int, int]:
-    """Returns bytes of memory that are free, and in all, for this process: its container may have less than the machine."""
+    """Returns bytes of memory that are free, and in all; a container may have less than its machine."""
     import psutil
 
     machine = psutil.virtual_memory()
@@ -172,16 +191,26 @@ def memory() -> tuple[int, int]:
 
 def _memory_problem() -> Iterator[Problem]:
     if memory()[0] < LITTLE_MEMORY:
-        yield Problem(f"only {memory()[0] / 1e9:.1f} GB of memory are free", "close other programs, or use fewer workers", False)
+        yield Problem(
+            f"only {memory()[0] / 1e9:.1f} GB of memory are free", "close other programs, or use fewer workers", False
+        )
 
 
 def _folders(folders: dict[str, Path]) -> Iterator[Problem]:
     for name, folder in folders.items():
         there = _there(folder)
         if not os.access(there, os.W_OK | os.X_OK):
-            yield Problem(f"{there} cannot be written to, where the {name} are to lie", f"give another folder: --{name} FOLDER", True)
+            yield Problem(
+                f"{there} cannot be written to, where the {name} are to lie",
+                f"give another folder: --{name} FOLDER",
+                True,
+            )
         elif shutil.disk_usage(there).free < LITTLE_DISK:
-            yield Problem(f"{there} has little space for the {name}: {_disk(folder)}", f"make room, or give --{name} FOLDER", False)
+            yield Problem(
+                f"{there} has little space for the {name}: {_disk(folder)}",
+                f"make room, or give --{name} FOLDER",
+                False,
+            )
 
 
 def _disk(folder: Path) -> str:
@@ -201,18 +230,24 @@ def cluster(address: str) -> tuple[str, Problem | None]:
     """Returns what answers at a Ray address, asked without importing Ray, and the problem where nothing does."""
     if address == "auto":
         return "RAY_ADDRESS=auto: whatever Ray runs on this machine", None
-    hint = "start it (ray start --head, ray up cluster.yaml), correct RAY_ADDRESS, or unset it to use this machine alone"
+    hint = (
+        "start it (ray start --head, ray up cluster.yaml), correct RAY_ADDRESS, or unset it to use this machine alone"
+    )
     parsed = urllib.parse.urlsplit(address if "://" in address else f"ray://{address}")
     try:
         if parsed.scheme in ("http", "https"):
             with urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=TIMEOUT) as answer:  # noqa: S310 - http
                 return f"answers at {address} ({answer.status})", None
         if not parsed.hostname or not parsed.port:
-            return f"'{address}' is no address", Problem(f"RAY_ADDRESS={address} has no host and port", "such as http://head:8265", True)
+            return f"'{address}' is no address", Problem(
+                f"RAY_ADDRESS={address} has no host and port", "such as http://head:8265", True
+            )
         with socket.create_connection((parsed.hostname, parsed.port), timeout=TIMEOUT):
             return f"answers at {address}", None
     except urllib.error.HTTPError as error:
         return f"answers at {address} with {error.code} {error.reason}", None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        return f"nothing answers at {address}", Problem(f"no Ray cluster at RAY_ADDRESS={address}: {reason}", hint, True)
+        return f"nothing answers at {address}", Problem(
+            f"no Ray cluster at RAY_ADDRESS={address}: {reason}", hint, True
+        )

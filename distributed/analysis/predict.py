@@ -40,7 +40,9 @@ def predict(found: Saved, files: Iterable[Path], which: str = "best") -> Iterato
             yield {"file": str(file), "row": number, **{name: values[index] for name, values in told.items()}}
 
 
-def columns(run: Run, net: nn.Module, facts: Facts, world: World, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def columns(
+    run: Run, net: nn.Module, facts: Facts, world: World, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, list[Any]]:
     """Returns what `task.predict` says about checked rows without targets, as plain values, one entry a row."""
     task = run.task
     inputs = {name: field for name, field in task.fields.items() if not field.target}

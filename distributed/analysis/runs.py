@@ -34,6 +34,7 @@ class Entry:
     epochs: int
     steps: int
     metrics: dict[str, dict[str, float]]  # of the best checkpoint, a split each
+    objective: str  # the metric that decided which is the best
     time: str  # when it began
     seconds: float | None
     tags: list[str] = field(default_factory=list)
@@ -63,8 +64,8 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "run": str(self.directory), "name": self.name, "task": self.task, "state": self.state, "epochs": self.epochs,
-            "steps": self.steps, "metrics": self.metrics, "time": self.time, "seconds": self.seconds, "tags": self.tags,
+            "run": str(self.directory), "name": self.name, "task": self.task, "state": self.state,
+            "epochs": self.epochs, "steps": self.steps, "metrics": self.metrics, "time": self.time, "seconds": self.seconds, "tags": self.tags,
         }  # fmt: skip
 
 
@@ -76,13 +77,18 @@ def listed(runs: Path) -> list[Entry]:
 def entry(directory: Path, runs: Path) -> Entry:
     """Returns what a run's files say about it, whatever state it is in."""
     directory, runs = directory.absolute(), runs.absolute()
-    name = str(directory.relative_to(runs)) if directory.is_relative_to(runs) else f"{directory.parent.name}/{directory.name}"
+    name = (
+        str(directory.relative_to(runs))
+        if directory.is_relative_to(runs)
+        else f"{directory.parent.name}/{directory.name}"
+    )
     summary = saved.summary(directory)
     state = "finished" if summary else "training now" if is_owned(directory) else "unfinished"
     told = summary or _so_far(directory)
     return Entry(
-        directory, name, state, told["epochs"], told["steps"], told["metrics"], _began(directory), told["seconds"], tags(directory)
-    )
+        directory, name, state, told["epochs"], told["steps"], told["metrics"], told["objective"], _began(directory),
+        told["seconds"], tags(directory),
+    )  # fmt: skip
 
 
 def is_owned(directory: Path) -> bool:
@@ -118,10 +124,15 @@ def _so_far(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         best = None
     chosen = next((row for row in judged if row["step"] == best), judged[-1] if judged else None)
-    figures = {n: v for n, v in (chosen or {}).items() if n not in ("kind", "epoch", "step", "time", "samples_per_second")}
+    figures = {
+        n: v for n, v in (chosen or {}).items() if n not in ("kind", "epoch", "step", "time", "samples_per_second")
+    }
     epochs = judged[-1]["epoch"] if judged else 0
     seconds = round(rows[-1]["time"] - rows[0]["time"], 3) if len(rows) > 1 else None
-    return {"epochs": epochs, "steps": latest["step"], "metrics": {"validation": figures} if figures else {}, "seconds": seconds}
+    return {
+        "epochs": epochs, "steps": latest["step"], "metrics": {"validation": figures} if figures else {},
+        "objective": next(iter(figures), ""), "seconds": seconds,
+    }  # fmt: skip
 
 
 # ---- tags
@@ -168,7 +179,11 @@ def _holds(value: Any, comparison: str, wanted: str) -> bool:
     """Compares as numbers where both are numbers, else as words; a run without the value does not match."""
     meant = yaml.safe_load(wanted) if re.fullmatch(r"[\w.+-]+", wanted) else wanted
     if isinstance(value, bool) or isinstance(meant, bool) or value is None:
-        return value == (None if wanted == "none" else meant) if comparison == "=" else comparison == "!=" and value != meant
+        return (
+            value == (None if wanted == "none" else meant)
+            if comparison == "="
+            else comparison == "!=" and value != meant
+        )
     try:
         return COMPARISONS[comparison](float(value), float(wanted))
     except (TypeError, ValueError):

@@ -164,5 +164,6 @@ def _short(value: Any, most: int = 12) -> Any:
             return f"{len(value)} entries, such as {first}"
         return {key: _short(entry, most) for key, entry in value.items()}
     if isinstance(value, list) and len(value) > most:
-        return f"{len(value)} values, such as {', '.join(map(str, value[:3]))}"
+        first = ", ".join(f"{one:.4g}" if isinstance(one, float) else str(one) for one in value[:3])
+        return f"{len(value)} values, such as {first}"
     return value

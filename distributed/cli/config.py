@@ -18,7 +18,10 @@ def config(
     config: options.Config = None,
     changed: Annotated[bool, typer.Option("--changed", help="Only what is not by default.")] = False,
 ) -> None:
-    """Show every setting: its value, type, meaning, and where the value comes from."""
+    """Show every setting of a task.
+
+    With its value, type, meaning, and where the value comes from.
+    """
     given = options.check(task, options.collect(settings, config))
 
     from rich.table import Table
@@ -43,7 +46,9 @@ def config(
             table.add_section()
         group = row["name"].partition(".")[0]
         style = "" if row["origin"] == "default" else "bold"
-        table.add_row(*map(Text, (row["name"], _shown(row["value"]), row["type"], row["meaning"], row["origin"])), style=style)
+        table.add_row(
+            *map(Text, (row["name"], _shown(row["value"]), row["type"], row["meaning"], row["origin"])), style=style
+        )
     OUT.table(table)
     if not changed:
         OUT.say("Another optimizer.name or schedule.name brings other settings; name it here to see them.")

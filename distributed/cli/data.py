@@ -11,8 +11,10 @@ from distributed.cli import options
 from distributed.cli.output import OUT
 from tasks.errors import UserError, did_you_mean
 
-app = typer.Typer(help="Prepare, check and look at data.", no_args_is_help=True, rich_markup_mode=None)
-Target = Annotated[str, typer.Argument(metavar="STORE|TASK", help="Folder of a store, or a task whose data are prepared.")]
+app = typer.Typer(help="Prepare, check and look at data.", rich_markup_mode=None)
+Target = Annotated[
+    str, typer.Argument(metavar="STORE|TASK", help="Folder of a store, or a task whose data are prepared.")
+]
 
 
 @app.command()
@@ -23,7 +25,10 @@ def prepare(
     stores: options.Stores = None,
     on_error: options.OnError = "skip",
 ) -> None:
-    """Turn a task's raw data into a store now, instead of when it is first trained."""
+    """Turn a task's raw data into a store.
+
+    Training does it too, when it finds none.
+    """
     given = options.check(task, options.collect(settings, config))
 
     from distributed.analysis.stores import describe
@@ -39,14 +44,26 @@ def prepare(
     seconds = round(time.monotonic() - began, 3)
     OUT.say(f"{', '.join(f'{name} {count:,}' for name, count in rows.items())} rows, {_size(size)}, {seconds:.1f} s")
     OUT.say(f"store: {store}\nnext: whipray data show {store} | whipray train {task}")
-    OUT.result({"store": str(store), "task": task, "rows": rows, "bytes": size, "skipped": told["skipped"]["rows"], "seconds": seconds})
+    OUT.result(
+        {
+            "store": str(store),
+            "task": task,
+            "rows": rows,
+            "bytes": size,
+            "skipped": told["skipped"]["rows"],
+            "seconds": seconds,
+        }
+    )
 
 
 @app.command()
 def verify(
     target: Target, settings: options.Words = None, config: options.Config = None, stores: options.Stores = None
 ) -> None:
-    """Check every shard of a store: its checksum, and its Arrow content in full."""
+    """Check every shard of a store.
+
+    Its checksum, and its Arrow content in full.
+    """
     path = _store(target, settings, config, stores)
 
     from distributed.analysis import stores as analysis
@@ -64,7 +81,10 @@ def show(
     stores: options.Stores = None,
     samples: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
 ) -> None:
-    """Show what a store holds: fields, rows, classes, facts, rows set aside, and a few rows."""
+    """Show what a store holds.
+
+    Fields, rows, classes, facts, rows set aside, and a few rows.
+    """
     path = _store(target, settings, config, stores)
 
     from distributed.analysis.stores import describe
@@ -79,11 +99,15 @@ def _store(target: str, settings: list[str] | None, config: list[Path] | None, s
     folder = Path(target)
     if (folder / "manifest.json").exists():
         if settings or config:
-            raise UserError(f"{target} is a store: settings do not change it", "give settings with the name of a task only")
+            raise UserError(
+                f"{target} is a store: settings do not change it", "give settings with the name of a task only"
+            )
         return folder.absolute()
     if ":" not in target and target not in catalogue.listed():
         if folder.is_dir():
-            raise UserError(f"{target}: is no store, it has no manifest.json", "name the folder that holds the manifest")
+            raise UserError(
+                f"{target}: is no store, it has no manifest.json", "name the folder that holds the manifest"
+            )
         near = did_you_mean(target, catalogue.listed())
         raise UserError(f"'{target}' is neither a task nor the folder of a store", near)
     given = options.check(target, options.collect(settings, config))
@@ -95,7 +119,9 @@ def _store(target: str, settings: list[str] | None, config: list[Path] | None, s
     path = convert.locate(run.task, catalogue.folder_name(run.name), run.data, options.stores_folder(stores))
     if not path.exists():
         words = " ".join([target, *(settings or [])])
-        raise UserError(f"{path}: the data of {target} are not prepared with these settings", f"whipray data prepare {words}")
+        raise UserError(
+            f"{path}: the data of {target} are not prepared with these settings", f"whipray data prepare {words}"
+        )
     return path
 
 
@@ -107,11 +133,15 @@ def _print(told: dict[str, Any]) -> None:
     fields = Table("field", "kind", "facts")
     for name, kind in told["fields"].items():
         facts = told["facts"].get(name) or {}
-        fields.add_row(Text(name, "bold"), Text(kind), Text("; ".join(f"{key}: {_shown(value)}" for key, value in facts.items())))
+        fields.add_row(
+            Text(name, "bold"), Text(kind), Text("; ".join(f"{key}: {_shown(value)}" for key, value in facts.items()))
+        )
     OUT.table(fields)
     splits = Table("split", "rows", "size", "rows a class")
     for name, split in told["splits"].items():
-        balance = "; ".join(", ".join(f"{label} {count:,}" for label, count in counts.items()) for counts in split["classes"].values())
+        balance = "; ".join(
+            ", ".join(f"{label} {count:,}" for label, count in counts.items()) for counts in split["classes"].values()
+        )
         splits.add_row(Text(name, "bold"), f"{split['rows']:,}", _size(split["bytes"]), Text(balance))
     OUT.table(splits)
     if told["samples"]:
@@ -121,7 +151,8 @@ def _print(told: dict[str, Any]) -> None:
             rows.add_row(*(Text(_shown(row[name])) for name in names))
         OUT.table(rows)
     skipped, duplicates = told["skipped"], told["duplicates"]
-    OUT.say(f"{skipped['rows']:,} rows set aside, {duplicates['rows']:,} duplicates, {duplicates['test_in_train']:,} of test also in train")
+    twice = f"{duplicates['rows']:,} duplicates, {duplicates['test_in_train']:,} of test also in train"
+    OUT.say(f"{skipped['rows']:,} rows set aside, {twice}")
     for one in skipped["first"][:10]:
         OUT.say(f"  {one['where']}: {one['reason']}")
 

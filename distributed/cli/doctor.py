@@ -8,13 +8,18 @@ from distributed.cli.output import FAILED, OK, OUT
 
 
 def doctor(runs: options.Runs = options.RUNS, stores: options.Stores = None) -> int:
-    """Look at packages, devices, memory, disk and Ray; exit code 1 if something essential is missing."""
+    """Look at what this machine has and lacks.
+
+    Packages, devices, memory, disk and Ray; exit code 1 if something essential is missing.
+    """
     from rich.table import Table
     from rich.text import Text
 
     from distributed.analysis import machine
 
-    told = machine.examine(runs.absolute(), options.stores_folder(stores), os.environ.get("RAY_ADDRESS"), Path(__file__).parents[2])
+    told = machine.examine(
+        runs.absolute(), options.stores_folder(stores), os.environ.get("RAY_ADDRESS"), Path(__file__).parents[2]
+    )
     table = Table("what", "found")
     for name, value in told["found"].items():
         table.add_row(Text(name, "bold"), Text(value))

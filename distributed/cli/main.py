@@ -3,7 +3,6 @@
 import logging
 import sys
 
-import click
 import typer
 
 from distributed.cli.output import FAILED, INTERRUPTED, MISUSED, OK, OUT, explain
@@ -18,9 +17,7 @@ def application() -> typer.Typer:
     """Returns the command with all its verbs. Importing a verb is cheap: what it needs, it imports when called."""
     from distributed.cli import config, data, doctor, evaluate, jobs, new, predict, runs, submit, tasks, train, tune
 
-    app = typer.Typer(
-        help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
-    )
+    app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     for verb in (train.train, tune.tune, evaluate.evaluate, predict.predict, runs.runs):
         app.command()(verb)
     app.command("tasks")(tasks.tasks)
@@ -39,19 +36,21 @@ def run(words: list[str]) -> int:
     words = _take_global(words)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        code = application()(words, standalone_mode=False)
+        command = typer.main.get_command(application())
+        with command.make_context("whipray", words or ["--help"]) as context:
+            code = command.invoke(context)
         return code if isinstance(code, int) else OK
+    except typer.Exit as exit_:  # of --help
+        return exit_.exit_code
     except UserError as error:
         _traceback(error)
         OUT.error(error.message, error.hint)
         return MISUSED
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
+    except typer.TyperException as error:  # a verb, option or argument that is not there, or does not fit
+        context = getattr(error, "ctx", None)
+        OUT.error(error.format_message().replace("Value error, ", ""), f"{context.command_path if context else 'whipray'} --help")
         return MISUSED
-    except click.UsageError as error:
-        OUT.error(error.format_message(), f"{error.ctx.command_path} --help" if error.ctx else "whipray --help")
-        return MISUSED
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         OUT.error("interrupted", "the same command with the same --name goes on from the last checkpoint")
         return INTERRUPTED
     except BrokenPipeError:

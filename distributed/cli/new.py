@@ -51,9 +51,14 @@ TAKEN = set(re.findall(r"\b[A-Z]\w+", TEMPLATE.partition("class ")[0].rpartition
 
 def new(
     file: Annotated[Path, typer.Argument(metavar="FILE.py", help="File to write; it must not exist yet.")],
-    class_name: Annotated[str | None, typer.Option("--class", help="Name of the task's class; default: from the file's name.")] = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="Name of the task's class; default: from the file's name.")
+    ] = None,
 ) -> None:
-    """Write a small task of your own to start from; it trains as it is written."""
+    """Write a small task of your own to start from.
+
+    It trains as it is written.
+    """
     if file.suffix != ".py":
         raise UserError(f"'{file}' is no name of a Python file", f"whipray new {file.with_suffix('.py')}")
     name = class_name or "".join(part[:1].upper() + part[1:] for part in re.split(r"\W|_", file.stem))
@@ -63,10 +68,16 @@ def new(
         with file.open("x", encoding="utf-8") as written:
             written.write(TEMPLATE.replace("FILE:CLASS", f"{file.name}:{name}").replace("class CLASS", f"class {name}"))
     except FileExistsError:
-        raise UserError(f"{file}: is there already, and is left as it is", "give another name, or remove it first") from None
+        raise UserError(
+            f"{file}: is there already, and is left as it is", "give another name, or remove it first"
+        ) from None
     except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror}", "is the folder there, and may you write to it?") from None
+        raise UserError(
+            f"{file}: cannot be written: {error.strerror}", "is the folder there, and may you write to it?"
+        ) from None
     reference = f"{file}:{name}"
-    OUT.say(f"wrote {file}\nnext: whipray train {reference}\n      then replace what its comments say, and look again:"
-            f" whipray data show {reference} | whipray config {reference}")  # fmt: skip
+    OUT.say(f"wrote {file}\nnext: whipray train {reference}")
+    OUT.say(
+        f"then replace what its comments say, and look: whipray data prepare {reference} | whipray config {reference}"
+    )
     OUT.result({"file": str(file.absolute()), "task": reference})

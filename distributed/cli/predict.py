@@ -14,7 +14,10 @@ MOST = 200  # rows that are shown to a person
 
 def predict(
     run: options.RunName,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files to predict: pictures or a folder of them, text, tables.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Files to predict: pictures or a folder of them, text, tables."),
+    ],
     checkpoint: Which = "best",
     runs: options.Runs = options.RUNS,
 ) -> None:

@@ -10,20 +10,29 @@ from distributed.cli.output import OUT
 if TYPE_CHECKING:
     from distributed.analysis.runs import Entry
 
+STYLES = {"training now": "green", "unfinished": "yellow"}
+
 
 def runs(
     names: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Only these runs.")] = None,
     runs: options.Runs = options.RUNS,
     task: Annotated[str | None, typer.Option(help="Only runs of this task.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only runs with this tag.")] = None,
-    filter: Annotated[list[str] | None, typer.Option(metavar="CONDITION", help="Such as 'optimizer.name=adam' or 'accuracy>0.9'.")] = None,
-    sort: Annotated[str | None, typer.Option(metavar="NAME", help="Metric (accuracy, test/loss), setting or column: best first.")] = None,
+    filter: Annotated[
+        list[str] | None, typer.Option(metavar="CONDITION", help="Such as 'optimizer.name=adam' or 'accuracy>0.9'.")
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Metric (accuracy, test/loss), setting or column: best first.")
+    ] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
     add_tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Tag the named runs.")] = None,
     remove_tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Take a tag from the named runs.")] = None,
 ) -> None:
-    """List runs: state, epochs, figures of the best checkpoint, tags. Validation decides; test is looked at last."""
+    """List, filter, sort and tag runs.
+
+    With the figures of their best checkpoints: validation decided which one that is.
+    """
     from distributed import catalogue, saved
     from distributed.analysis import runs as analysis
     from distributed.run import check_run_name
@@ -43,7 +52,10 @@ def runs(
         folder = catalogue.folder_name(task)
         found = [one for one in found if one.task == folder]
         if not found and task not in catalogue.listed() and ":" not in task:
-            raise UserError(f"no run is of a task '{task}'", did_you_mean(task, [*catalogue.listed(), *(one.task for one in everything)]))
+            raise UserError(
+                f"no run is of a task '{task}'",
+                did_you_mean(task, [*catalogue.listed(), *(one.task for one in everything)]),
+            )
     for wanted in tag or []:
         found = [one for one in found if wanted in one.tags]
     found = analysis.matching(found, filter or [])
@@ -66,15 +78,18 @@ def _print(shown: "list[Entry]", sort: str | None) -> None:
 
     if not shown:
         return
-    figures = list(dict.fromkeys(name for one in shown for name in one.metrics.get("validation", {}) if name != "loss"))[:3]
-    columns = [f"{split}/{name}" for name in figures for split in ("validation", "test")]
-    extra = [sort] if sort and sort not in [*columns, *figures, *shown[0].to_json()] else []
-    table = Table("run", "state", "epochs", *columns, *extra, "began", "seconds", "tags")
+    metrics = {name for one in shown for values in one.metrics.values() for name in values}
+    metric = sort.rpartition("/")[2] if sort else ""
+    extra = [sort] if sort and metric not in metrics and sort not in shown[0].to_json() else []
+    table = Table("run", "state", "epochs", "metric", "validation", "test", *extra, "began", "seconds", "tags")
     table.columns[0].no_wrap = True
     for one in shown:
-        cells = [one.name, one.state, str(one.epochs), *(_figure(one.value(name)) for name in columns + extra),
-                 one.time[:16].replace("T", " "), "-" if one.seconds is None else f"{one.seconds:.1f}", " ".join(one.tags)]  # fmt: skip
-        table.add_row(*map(Text, cells), style={"training now": "green", "unfinished": "yellow"}.get(one.state, ""))
+        name = metric if metric in metrics else one.objective
+        figures = [one.value(f"{split}/{name}") for split in ("validation", "test")]
+        figures += [one.value(wanted) for wanted in extra]
+        began, seconds = one.time[:16].replace("T", " "), "-" if one.seconds is None else f"{one.seconds:.1f}"
+        cells = [one.name, one.state, str(one.epochs), name, *map(_figure, figures), began, seconds, " ".join(one.tags)]
+        table.add_row(*map(Text, cells), style=STYLES.get(one.state, ""))
     OUT.table(table)
 
 

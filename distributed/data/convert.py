@@ -1,11 +1,13 @@
 """From raw rows to a store: read, split, learn the facts, encode, write, publish; once for each fingerprint."""
 
+import ast
 import dataclasses
 import hashlib
 import inspect
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ log = logging.getLogger("whipray")
 
 SHARD_BYTES = 256 << 20
 CONTENT_BYTES = 64 << 20  # sources up to here are fingerprinted by content, larger ones by names, sizes and times
-READING = ("files", "examples", "row", "facts", "encode")
+TRAINING = ("transform", "build", "loss", "step", "units", "predict", "metrics", "measure", "inputs")
 Progress = Callable[[str, int, int], None]  # stage, rows done, rows in all (0: not known)
 
 
@@ -48,7 +50,7 @@ def fingerprint(task: Task, data: Data) -> str:
         "format": FORMAT,
         "fields": {name: schema.field_to_json(field) for name, field in task.fields.items()},
         "version": task.version,
-        "code": [_code(type(task), name) for name in READING],
+        "code": _reading_code(type(task)),
         "source": {k: v for k, v in asdict(task.source).items() if not _is_path(task, k)},
         "split": [data.split, data.split_seed, data.validation, data.folds, data.fold],
         "files": [_file_identity(path) for path in guarded(task).files()],
@@ -63,12 +65,27 @@ def _is_path(task: Task, name: str) -> bool:
     return "path" in getattr(settings_of(type(task.source), "source")[f"source.{name}"].type, "__metadata__", ())
 
 
-def _code(cls: type, name: str) -> str:
-    """The source text of a method, so that an edited reader makes its stores stale."""
-    try:
-        return inspect.getsource(getattr(cls, name))
-    except (OSError, TypeError):
-        return ""
+def _reading_code(cls: type) -> list[str]:
+    """The code that may take part in reading, so that an edited reader makes its stores stale.
+
+    That is all of a task's modules but what only training looks at: networks, and the methods named in TRAINING.
+    """
+    found = []
+    for module in dict.fromkeys(base.__module__ for base in cls.__mro__ if base not in (Task, object)):
+        try:
+            tree = ast.parse(inspect.getsource(sys.modules[module]))
+        except (OSError, TypeError, KeyError):
+            continue
+        kept = [node for node in tree.body if not (isinstance(node, ast.ClassDef) and "forward" in _methods(node))]
+        for node in kept:
+            if isinstance(node, ast.ClassDef):
+                node.body = [part for part in node.body if getattr(part, "name", "") not in TRAINING]
+        found.append(ast.dump(ast.Module(kept, [])))
+    return found
+
+
+def _methods(node: ast.ClassDef) -> set[str]:
+    return {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
 
 
 def _file_identity(root: Path) -> list[Any]:
@@ -264,8 +281,7 @@ def _write(folder: durable.Folder, name: str, rows: Iterable[dict[str, Any]], ta
 
 
 def _where(number: int, reference: Any) -> str:
-    text = str(reference) if isinstance(reference, (str, Path)) else repr(reference)
-    return f"row {number} ({text if len(text) <= 80 else text[:77] + '...'})"
+    return f"row {number} ({reference})" if isinstance(reference, (str, int, Path)) else f"row {number}"
 
 
 def _set_aside(skipped: list[Skipped], one: Skipped, on_error: str) -> None:

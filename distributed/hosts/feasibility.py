@@ -57,7 +57,7 @@ def check(
     asked = f"{workers} worker{'s' * (workers > 1)} of {_words(need)}"
     where = f"the cluster can never have more than {_words(totals, zero=short)} in all"
     if short:
-        message = f"{asked} ask{"s" * (workers == 1)} for {_words({key: need[key] * workers for key in short})}; {where}"
+        message = f"{asked} ask{'s' * (workers == 1)} for {_words({key: need[key] * workers for key in short})}; {where}"
     else:
         message = f"{asked} do not fit: a worker sits on one node, and the nodes have {_nodes(kinds)}"
     raise UserError(message, _nearest(workers, need, fits, kinds, short))

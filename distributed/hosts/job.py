@@ -1,12 +1,13 @@
 """What every process of a run does, whoever started it: go on where the run stands, iterate the loop, conclude."""
 
 import contextlib
+import functools
 import logging
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +21,7 @@ from distributed.config import Given
 from distributed.data import convert
 from distributed.data.store import Store
 from distributed.evaluation import Evaluator, objective
-from distributed.loop import train
+from distributed.loop import Progress, train
 from distributed.model import Model
 from distributed.record import Recorder, finite
 from distributed.run import Run, differences, resolve
@@ -121,30 +122,83 @@ def work(job: Job, world: World, show: Show = lambda row: None, stopped: Callabl
 
 
 def _work(job: Job, world: World, show: Show, stopped: Callable[[], bool]) -> None:
-    run = job.run
-    store = Store(job.store, dict(run.task.fields))
-    resume, passed_over = checkpoint.newest(job.directory)
+    with contextlib.closing(Attempt(job, world)) as attempt:
+        with contextlib.closing(attempt.progresses()) as progresses:
+            for progress, row in progresses:
+                if row:
+                    show(row)
+                if stopped():
+                    progress.request("stop")
+        end = attempt.end()
+        if end:
+            _judge(attempt, end)
+
+
+class Attempt:
+    """One process's part in a run, from where the run stands: what it records, and how fast it is."""
+
+    def __init__(self, job: Job, world: World) -> None:
+        """Raises UserError where checkpoints are there, but none is whole."""
+        self.job, self.world = job, world
+        self.store = Store(job.store, dict(job.run.task.fields))
+        self.resume, passed_over = checkpoint.newest(job.directory)
+        if world.rank == 0:
+            for reason in passed_over:
+                log.warning("passed over: %s", reason)
+            if passed_over and self.resume is None:
+                raise UserError(f"{job.directory}: no complete checkpoint is left", "begin anew under another --name")
+        step = self.resume.step if self.resume else None
+        _same_everywhere(world, step)
+        self.recorder = Recorder(job.directory, job.run.log, step) if world.rank == 0 else None
+        self.clock = Clock(job.run.data.batch_size, step or 0)
+        self.steps_per_epoch = -(-len(self.store.rows("train", job.run.data.limit)) // job.run.data.batch_size)
+
+    def progresses(self) -> Iterator[tuple[Progress, dict[str, Any] | None]]:
+        """Iterates the loop; with what it tells comes, on rank 0, the row that was recorded of it."""
+        with contextlib.closing(train(self.job.run, self.store, self.job.directory, self.world, self.resume)) as told:
+            for one in told:
+                row = None
+                if self.recorder:
+                    row = self.recorder.add(one.kind, one.epoch, one.step, one.metrics, self.clock.speed(one.step))
+                yield one, row
+
+    def end(self) -> checkpoint.Checkpoint | None:
+        """Returns the last checkpoint of a run that is at its end: all steps done, or stopped early."""
+        newest, _ = checkpoint.newest(self.job.directory)
+        train = self.job.run.train
+        total = train.epochs * self.steps_per_epoch
+        at_end = newest and (newest.step >= min(total, train.steps or total) or newest.state["loop"]["stopped_early"])
+        return newest if at_end else None
+
+    def conclude(self, steps: int, best_step: int, figures: dict[str, dict[str, float]], parameters: int) -> dict[str, Any]:
+        """Writes and returns the summary that marks a run as finished; `figures` are those of its best checkpoint."""
+        assert self.recorder is not None, "rank 0 concludes"
+        run, (seconds, speed) = self.job.run, self.clock.overall()
+        self.recorder.conclude(run.values, {f"{s}/{n}": v for s, values in figures.items() for n, v in values.items()})
+        told = {
+            "run": str(self.job.directory), "task": run.name, "epochs": -(-steps // self.steps_per_epoch), "steps": steps,
+            "best_step": best_step, "objective": objective(run, self.store.facts)[0],
+            "metrics": {split: {n: finite(v) for n, v in values.items()} for split, values in figures.items()},
+            "seconds": round(seconds, 3), "samples_per_second": round(speed, 1), "parameters": parameters,
+            "workers": self.world.size, "device": str(self.world.device),
+        }  # fmt: skip
+        durable.write_json(self.job.directory / saved.SUMMARY, told)
+        return told
+
+    def close(self) -> None:
+        if self.recorder:
+            self.recorder.close()
+
+
+def _judge(attempt: Attempt, end: checkpoint.Checkpoint) -> None:
+    """Judges the best checkpoint on validation and, this once, on test; rank 0 writes the summary."""
+    job, store, world = attempt.job, attempt.store, attempt.world
+    best = checkpoint.chosen(job.directory, "best")
+    model = Model.build(job.run, store.facts, World(device=world.device))
+    model.restore(best.model, str(best.path))
+    figures = {split: Evaluator(job.run, store, split, world)(model.plain) for split in ("validation", "test")}
     if world.rank == 0:
-        for reason in passed_over:
-            log.warning("passed over: %s", reason)
-        if passed_over and resume is None:
-            raise UserError(f"{job.directory}: no complete checkpoint is left", "begin anew under another --name")
-    _same_everywhere(world, resume.step if resume else None)
-    recorder = Recorder(job.directory, run.log, resume.step if resume else None) if world.rank == 0 else None
-    clock = Clock(run.data.batch_size, resume.step if resume else 0)
-    with contextlib.closing(train(run, store, job.directory, world, resume)) as progresses:
-        for progress in progresses:
-            if recorder:
-                row = recorder.add(
-                    progress.kind, progress.epoch, progress.step, progress.metrics, clock.speed(progress.step)
-                )
-                show(row)
-            if stopped():
-                progress.request("stop")
-    end, _ = checkpoint.newest(job.directory)
-    steps_per_epoch = -(-len(store.rows("train", run.data.limit)) // run.data.batch_size)
-    if end and _is_finished(end, run, steps_per_epoch):
-        _conclude(job, store, world, recorder, clock, end.step, -(-end.step // steps_per_epoch))
+        attempt.conclude(end.step, best.step, figures, sum(p.numel() for p in model.plain.parameters()))
 
 
 class Clock:
@@ -174,36 +228,6 @@ def _same_everywhere(world: World, step: int | None) -> None:
         raise UserError(f"the ranks see different checkpoints: {steps}", "--runs must be a folder that all nodes share")
 
 
-def _is_finished(end: checkpoint.Checkpoint, run: Run, steps_per_epoch: int) -> bool:
-    """Whether the newest checkpoint is the end of the training: all steps done, or stopped early."""
-    total = run.train.epochs * steps_per_epoch
-    return end.step >= min(total, run.train.steps or total) or end.state["loop"]["stopped_early"]
-
-
-def _conclude(
-    job: Job, store: Store, world: World, recorder: Recorder | None, clock: Clock, steps: int, epochs: int
-) -> None:
-    """Judges the best checkpoint on validation and, this once, on test; rank 0 writes the summary."""
-    run, seconds = job.run, clock.overall()
-    best = checkpoint.chosen(job.directory, "best")
-    model = Model.build(run, store.facts, World(device=world.device))
-    model.restore(best.model, str(best.path))
-    figures = {split: Evaluator(run, store, split, world)(model.plain) for split in ("validation", "test")}
-    if recorder is None:
-        return
-    flat = {f"{split}/{name}": value for split, values in figures.items() for name, value in values.items()}
-    recorder.close(run.values, flat)
-    told = {
-        "run": str(job.directory), "task": run.name, "epochs": epochs, "steps": steps,
-        "best_step": best.step, "objective": objective(run, store.facts)[0],
-        "metrics": {split: {n: finite(v) for n, v in values.items()} for split, values in figures.items()},
-        "seconds": round(seconds[0], 3), "samples_per_second": round(seconds[1], 1),
-        "parameters": sum(p.numel() for p in model.plain.parameters()),
-        "workers": world.size, "device": str(world.device),
-    }  # fmt: skip
-    durable.write_json(job.directory / saved.SUMMARY, told)
-
-
 def environment() -> dict[str, Any]:
     """Returns where and with what this process runs, as environment.json keeps it."""
     packages = {}
@@ -224,6 +248,7 @@ def _devices() -> list[str]:
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
+@functools.cache
 def _git_state() -> dict[str, Any] | None:
     """The commit of the code that runs, and whether it was changed since; None outside a clone."""
     root = Path(__file__).parent.parent

@@ -17,6 +17,8 @@ import ray.train
 from ray.train.torch import TorchConfig, get_device
 
 # The names that `ray.train` gives depend on an environment variable; these are version 2, which we are written for.
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
@@ -37,7 +39,7 @@ log = logging.getLogger("whipray")
 def connect(run: Run, address: str | None) -> None:
     """Joins the cluster, or starts one of this machine's own; raises UserError where it can never hold the run."""
     ray_cluster.connect(address)
-    feasibility.check(run.resources.workers, *_per_worker(run), ray_cluster.nodes())
+    feasibility.check(run.resources.workers, *_per_worker(run), ray_cluster.nodes(), ray_cluster.may_add())
 
 
 def _per_worker(run: Run) -> tuple[float, float]:
@@ -46,6 +48,17 @@ def _per_worker(run: Run) -> tuple[float, float]:
     if gpu is None:
         gpu = 1.0 if any(node.get("GPU") for node in ray_cluster.nodes()) else 0.0
     return run.resources.cpu or 1.0, gpu
+
+
+class Trainer(TorchTrainer):
+    """Ray's trainer without the helper processes that do nothing for us, a second of start each."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        idle: tuple[type, ...] = (DatasetsCallback,)  # rows come from our stores
+        if ray_cluster.connect().own:
+            # It removes what a lost controller leaves on a cluster; a Ray of our own ends with us.
+            idle += (PlacementGroupCleanerCallback,)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
 
 
 def train(one: Job, stores: Path, show: Show) -> bool:
@@ -58,8 +71,9 @@ def train(one: Job, stores: Path, show: Show) -> bool:
     # The state of Ray Train's controller is of no use to us: our own newest checkpoint decides where a run goes on.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     with tempfile.TemporaryDirectory(prefix="whipray-ray-") as scratch:
-        trainer = TorchTrainer(
+        trainer = Trainer(
             _worker,
             train_loop_config={**one.to_plain(), "stores": str(stores)},
             torch_config=TorchConfig(timeout_s=int(TIMEOUT.total_seconds())),
@@ -76,7 +90,7 @@ def train(one: Job, stores: Path, show: Show) -> bool:
         return _fit(trainer, one, show)
 
 
-def _fit(trainer: TorchTrainer, one: Job, show: Show) -> bool:
+def _fit(trainer: Trainer, one: Job, show: Show) -> bool:
     """Runs the trainer beside this thread, which shows what the workers record and passes on a wish to stop."""
     failed: list[BaseException] = []
 

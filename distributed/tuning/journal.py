@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from distributed import durable
 from tasks.errors import UserError
 
 Record = dict[str, Any]
@@ -39,11 +40,7 @@ class Journal:
             raise UserError(f"there is a sweep already: {path}", "go on with it, or choose another --name") from None
         journal = cls(path, descriptor)
         journal.append(header)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        durable.sync_folder(path.parent)
         return journal
 
     @classmethod
@@ -61,7 +58,7 @@ class Journal:
             records, whole = parse(content, path)
             if whole < len(content):
                 os.ftruncate(descriptor, whole)
-                os.fsync(descriptor)
+                durable.OPERATIONS.sync(descriptor)
         except BaseException:
             journal.close()
             raise
@@ -69,13 +66,12 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Adds one line and returns when it is on the disk; what could not be written whole is taken back."""
-        line = json.dumps(encode(record), allow_nan=False, separators=(",", ":")).encode() + b"\n"
         size = os.fstat(self._descriptor).st_size
-        written = os.write(self._descriptor, line)
-        if written < len(line):
+        try:
+            durable.append(self.path, json.dumps(encode(record), allow_nan=False, separators=(",", ":")), sync=True)
+        except OSError:
             os.ftruncate(self._descriptor, size)
-            raise OSError(f"{self.path}: only {written} of {len(line)} bytes could be written: is the disk full?")
-        os.fsync(self._descriptor)
+            raise
 
     def close(self) -> None:
         """Gives the journal free for others; a second call does nothing."""

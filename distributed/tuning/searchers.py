@@ -9,7 +9,8 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from search_spaces.space import Choice, Dimension, IntRange, LogUniform, Space, Value, applies, same
+from search_spaces.dimensions import Choice, Dimension, IntRange, LogUniform, Value, same
+from search_spaces.space import Space, applies
 
 if TYPE_CHECKING:
     from optuna.trial import Trial as OptunaTrial

@@ -24,7 +24,8 @@ from distributed.tuning.journal import Journal, Record, read
 from distributed.tuning.schedulers import SCHEDULERS, Decision
 from distributed.tuning.searchers import SEARCHERS, Settings
 from distributed.tuning.settings import Trials
-from search_spaces.space import Space, SpaceError, Value, plain, same, space_of
+from search_spaces.dimensions import SpaceError, Value, plain, same
+from search_spaces.space import Space, space_of
 from tasks.errors import UserError
 
 FORMAT = 1  # of the journal

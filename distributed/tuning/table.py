@@ -12,7 +12,7 @@ from rich.text import Text
 from distributed import durable
 from distributed.config import to_yaml
 from distributed.tuning.sweep import Row, Sweep, finite, flat
-from search_spaces.space import Value, same
+from search_spaces.dimensions import Value, same
 
 STYLES = {"running": "cyan", "done": "", "stopped": "dim", "failed": "red"}
 

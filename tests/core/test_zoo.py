@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from distributed import catalogue, config
 from distributed.data.store import Store
 from distributed.hosts import job
 from distributed.loop import train
@@ -69,3 +70,9 @@ def test_a_task_with_batch_normalisation_trains_on_two_ranks(tmp_path, stores, r
     ranks(2, runs.work, two.to_plain())
     assert runs.summary(two)["metrics"]["validation"]["accuracy"] > 0.5
     assert two.run.task.invariance != "exact"
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_setting_of_a_task_says_what_it_means(name):
+    settings = config.settings_of(catalogue.find(ZOO[name][0]), "task")
+    assert [one.name for one in settings.values() if not one.meaning] == []

@@ -115,3 +115,10 @@ def test_a_table_to_predict_needs_the_columns_of_the_training(tmp_path):
     [row] = Housing().inputs(path)
     with pytest.raises(BadRow, match="no column 'b', which the training rows had"):
         Housing().encode(row, {"features": {"names": ["a", "b"]}})
+
+
+def test_a_row_to_predict_must_be_complete(tmp_path):
+    path = tmp_path / "new.csv"
+    path.write_text("a,b\n1,2\n1,\n")
+    with pytest.raises(UserError, match="new.csv, line 3, column 'b': the number is missing"):
+        list(Housing().inputs(path))

@@ -7,8 +7,9 @@ from statistics import mean
 import pytest
 
 from distributed.tuning.searchers import SEARCHERS, Searcher, encoded
+from search_spaces.dimensions import Choice, IntRange, LogUniform, Uniform
 from search_spaces.files import load
-from search_spaces.space import Choice, IntRange, LogUniform, Space, Uniform
+from search_spaces.space import Space
 
 SPACE = Space(
     {

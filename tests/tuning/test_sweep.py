@@ -1,5 +1,6 @@
 """The sweep: equal events give equal decisions, and nothing that its journal holds is lost."""
 
+import errno
 import json
 import math
 import os
@@ -14,11 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distributed import durable
 from distributed.tuning import journal as journals
 from distributed.tuning.settings import Trials
 from distributed.tuning.sweep import Plan, Sweep, Trial
+from search_spaces.dimensions import Choice, Uniform
 from search_spaces.files import load
-from search_spaces.space import Choice, Space, Uniform
+from search_spaces.space import Space
 from tasks.errors import UserError
 
 DEFAULTS = {"optimizer.lr": 3e-3, "data.batch_size": 64, "optimizer.name": "adam"}
@@ -340,9 +343,14 @@ def test_a_line_that_does_not_fit_on_the_disk_is_taken_back(tmp_path: Path, monk
     sweep = Sweep(plan(), path)
     sweep.ask()
     good = path.read_bytes()
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:10]))
-    with pytest.raises(OSError, match="only 10 of"):
+
+    class Full(durable.Operations):
+        def write(self, descriptor: int, data: bytes | memoryview) -> None:
+            os.write(descriptor, data[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(durable, "OPERATIONS", Full())
+    with pytest.raises(OSError, match="No space left"):
         sweep.ask()
     monkeypatch.undo()
     assert path.read_bytes() == good

@@ -11,8 +11,9 @@ from rich.console import Console
 from distributed.tuning.settings import Trials
 from distributed.tuning.sweep import Plan, Sweep
 from distributed.tuning.table import column, ranked_table, titles, varied, write_best, write_parquet
+from search_spaces.dimensions import Choice
 from search_spaces.files import load
-from search_spaces.space import Choice, Space
+from search_spaces.space import Space
 
 
 @pytest.fixture

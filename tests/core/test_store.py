@@ -1,0 +1,378 @@
+"""From raw rows to a store and back to batches: what is written is read, what is broken is named."""
+
+import collections
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from distributed import catalogue, durable
+from distributed.data import convert, schema, split
+from distributed.data.order import Data
+from distributed.data.store import Store
+from tasks.errors import UserError
+from tasks.task import BadRow, Boxes, Example, Image, Label, Labels, Number, Source, Task, Text, Tokens, Vector
+
+FIELDS = {
+    "image": Image(2, 3, 4), "vector": Vector(3), "number": Number(), "label": Label(classes=5), "text": Text(),
+    "tokens": Tokens(), "boxes": Boxes(), "labels": Labels(),
+}  # fmt: skip
+FLOATS = st.floats(-1e6, 1e6, width=32)
+ROWS = st.fixed_dictionaries(
+    {
+        "image": arrays.arrays(np.uint8, (2, 3, 4)),
+        "vector": st.lists(FLOATS, min_size=3, max_size=3),
+        "number": FLOATS,
+        "label": st.integers(0, 4),
+        "text": st.text(st.characters(codec="utf-8"), max_size=20),
+        "tokens": st.lists(st.integers(0, 2**31 - 1), max_size=8),
+        "boxes": st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(10, 20), st.integers(10, 20)), max_size=3),
+        "labels": st.lists(st.integers(0, 4), max_size=3),
+    }
+)
+
+
+def everything(given_rows: list[dict], **attributes) -> Task:
+    """A task whose rows are these, each in the split that its position says."""
+
+    class Everything(Task):
+        fields = FIELDS
+
+        def examples(self, source):
+            names = ("train", "validation", "test")
+            return [Example(row, names[i % 3]) for i, row in enumerate(given_rows)]
+
+    return Everything(**attributes)
+
+
+def bits(value) -> bytes:
+    return value.encode() if isinstance(value, str) else np.asarray(value).tobytes()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ROWS, min_size=3, max_size=9), st.sampled_from([1, 10**9]), st.randoms())
+def test_rows_of_every_kind_are_read_back_as_they_were_written(tmp_path_factory, rows, shard_bytes, random):
+    task = everything(rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "SHARD_BYTES", shard_bytes)
+        path = convert.prepare(task, "x", Data(), tmp_path_factory.mktemp("stores"))
+    store = Store(path, FIELDS)
+    for offset, name in enumerate(("train", "validation", "test")):
+        expected = rows[offset::3]
+        picked = [random.randrange(len(expected)) for _ in range(5)]
+        columns = store.rows(name).take(np.array(picked))
+        for column in ("image", "vector", "number", "label"):
+            want = np.stack([np.asarray(expected[i][column]) for i in picked]).astype(columns[column].dtype)
+            assert np.array_equal(columns[column], want), column
+        assert columns["text"] == [expected[i]["text"] for i in picked]
+        for column in ("tokens", "boxes", "labels"):
+            values, lengths = columns[column]
+            assert lengths.tolist() == [len(expected[i][column]) for i in picked]
+            want = [np.asarray(expected[i][column], values.dtype).reshape(-1, *values.shape[1:]) for i in picked]
+            assert np.array_equal(values, np.concatenate(want)), column
+
+
+class Counted(Task):
+    """Twenty rows; says how often it was read."""
+
+    width: int = 1
+    source: Source = Source()
+    fields = {"vector": Vector(1), "label": Label(classes=2)}
+    reads = collections.Counter()
+
+    def examples(self, source):
+        self.reads["examples"] += 1
+        return [{"vector": [i], "label": i % 2} for i in range(60)]
+
+
+def test_a_store_is_prepared_once_whatever_other_settings_say(tmp_path):
+    Counted.reads.clear()
+    first = convert.prepare(Counted(width=1), "x", Data(), tmp_path)
+    assert convert.prepare(Counted(width=2), "x", Data(batch_size=7, limit=3), tmp_path) == first
+    assert Counted.reads["examples"] == 1
+    assert convert.prepare(Counted(), "x", Data(split_seed=1), tmp_path) != first
+
+
+def test_readers_may_look_at_the_source_settings_only(tmp_path):
+    class Cheat(Counted):
+        def row(self, reference):
+            return {**reference, "vector": [self.width]}
+
+    with pytest.raises(UserError, match=r"reads 'task.width' while preparing data"):
+        convert.prepare(Cheat(), "x", Data(), tmp_path)
+
+
+TASK = """
+from torch import nn
+from tasks.task import Label, Task, Vector
+class Net(nn.Module):
+    def forward(self, x): return x
+def helper(i): return [i]
+class Own(Task):
+    fields = {"vector": Vector(1), "label": Label(classes=2)}
+    def examples(self, source): return [{"vector": helper(i), "label": 0} for i in range(60)]
+    def build(self, facts, load): return Net()
+"""
+EDITS = {
+    "nothing": ("", "", True),
+    "a comment": ("def helper", "# why\ndef helper", True),
+    "the network": ("return x", "return x + 1", True),
+    "how it is built": ("return Net()", "return Net().eval()", True),
+    "a function that reading uses": ("return [i]", "return [-i]", False),
+    "the examples": ("range(60)", "range(61)", False),
+    "the fields": ("Vector(1)", "Vector(2)", False),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_reader_makes_its_stores_stale_and_an_edited_network_does_not(tmp_path, name):
+    before, after, same = EDITS[name]
+    prints = []
+    for file, text in (("one", TASK), ("two", TASK.replace(before, after))):
+        path = tmp_path / f"{file}.py"
+        path.write_text(text)
+        prints.append(convert.fingerprint(catalogue.find(f"{path}:Own")(), Data()))
+    assert (prints[0] == prints[1]) == same
+
+
+def test_a_changed_raw_file_makes_its_stores_stale(tmp_path):
+    raw = tmp_path / "raw"
+    raw.write_text("a")
+    before = convert.fingerprint(Counted(source=Source(path=str(raw))), Data())
+    raw.write_text("b")
+    assert convert.fingerprint(Counted(source=Source(path=str(raw))), Data()) != before
+    moved = tmp_path / "moved"
+    raw.rename(moved)
+    moved.write_text("a")
+    assert convert.fingerprint(Counted(source=Source(path=str(moved))), Data()) == before
+    with pytest.raises(UserError, match="no such file or folder"):
+        convert.fingerprint(Counted(source=Source(path=str(raw))), Data())
+
+
+def test_a_file_that_is_named_by_a_readers_setting_is_read_through_the_fingerprint_of_its_content(tmp_path):
+    store = convert.prepare(Counted(), "x", Data(), tmp_path)
+    assert store.name == convert.fingerprint(Counted(), Data())[:16]
+
+
+# ---- broken rows
+
+
+class Broken(Task):
+    fields = {"vector": Vector(1), "label": Label(classes=2)}
+
+    def examples(self, source):
+        return range(60)
+
+    def row(self, reference):
+        if reference in (3, 30):
+            raise BadRow("is torn")
+        return {"vector": [reference], "label": reference % 2}
+
+
+def test_broken_rows_are_counted_and_refused_above_the_threshold(tmp_path, caplog):
+    with pytest.raises(UserError, match=r"2 of 60 rows are broken; the first: row 4 \(3\): is torn"):
+        convert.prepare(Broken(), "x", Data(), tmp_path)
+    assert not list(tmp_path.glob("x/*[!k]")), "nothing may be published"
+    path = convert.prepare(Broken(), "x", Data(max_bad=0.1), tmp_path)
+    assert Store(path, dict(Broken.fields)).manifest["skipped"]["rows"] == 2
+    assert "2 of 60 rows set aside" in caplog.text
+
+
+def test_the_first_broken_row_stops_where_that_is_asked(tmp_path):
+    with pytest.raises(UserError, match=r"row 4 \(3\): is torn"):
+        convert.prepare(Broken(), "x", Data(max_bad=1), tmp_path, on_error="stop")
+
+
+VALUES = [
+    (Image(1, 2, 2), [[1, 2]], "expected shape"),
+    (Image(1, 1, 1), [[[300]]], "expected values of 0..255"),
+    (Vector(2), [1, float("nan")], "NaN"),
+    (Vector(2), "ab", "expected numbers"),
+    (Number(), None, "is missing"),
+    (Label(classes=2), 2, "outside 0..1"),
+    (Label(classes=2), -1, "outside 0..1"),
+    (Label(names=("cat", "dog")), "dgo", "did you mean 'dog'"),
+    (Boxes(), [[5, 5, 1, 9]], "has no area"),
+    (Tokens(), [[1, 2]], "expected shape"),
+    (Text(), 5, "expected text"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "words"), VALUES, ids=lambda v: str(v)[:30])
+def test_a_value_that_its_field_cannot_hold_is_a_bad_row(tmp_path, field, value, words):
+    class One(Task):
+        fields = {"x": field}
+
+        def examples(self, source):
+            return [{"x": value}] * 30
+
+        def facts(self, rows):
+            return {"x": {"classes": list(field.names) or ["0", "1"]}} if isinstance(field, Label) else {}
+
+    with pytest.raises(UserError) as raised:
+        convert.prepare(One(), "x", Data(), tmp_path)
+    assert words in raised.value.message
+    assert "'x'" in raised.value.message
+
+
+def test_a_source_without_rows_is_refused(tmp_path):
+    class Empty(Counted):
+        def examples(self, source):
+            return []
+
+    with pytest.raises(UserError, match="holds no rows"):
+        convert.prepare(Empty(), "x", Data(), tmp_path)
+
+
+def test_a_column_that_is_not_declared_is_refused_with_the_nearest_name(tmp_path):
+    class Stray(Counted):
+        def encode(self, row, facts):
+            return {"vectr": row["vector"], "label": 0}
+
+    with pytest.raises(UserError, match="holds 'vectr', which the task does not declare"):
+        convert.prepare(Stray(), "x", Data(), tmp_path)
+
+
+# ---- splits
+
+
+def test_equal_content_is_never_on_two_sides_of_a_split_of_ours():
+    rng = np.random.default_rng(0)
+    contents = [split.digest([int(i)]) for i in rng.integers(0, 300, 2000)]
+    splits = split.assign(Data(split="6:2:2"), [None] * 2000, contents)
+    sides = collections.defaultdict(set)
+    for content, name in zip(contents, splits, strict=True):
+        sides[content].add(name)
+    assert all(len(names) == 1 for names in sides.values())
+    assert 0.5 < splits.count("train") / 2000 < 0.7
+
+
+def test_a_row_keeps_its_split_when_others_come():
+    contents = [split.digest([i]) for i in range(100)]
+    few = split.assign(Data(split="8:1:1"), [None] * 50, contents[:50])
+    assert split.assign(Data(split="8:1:1"), [None] * 100, contents)[:50] == few
+
+
+def test_the_folds_cover_every_row_once():
+    contents = [split.digest([i]) for i in range(500)]
+    tests = [
+        {i for i, name in enumerate(split.assign(Data(folds=5, fold=f), [None] * 500, contents)) if name == "test"}
+        for f in range(5)
+    ]
+    assert sorted(i for fold in tests for i in fold) == list(range(500))
+    assert len({split.assign(Data(folds=5, fold=0), [None] * 500, contents).count("validation")}) == 1
+
+
+def test_the_sources_own_split_is_kept_and_validation_is_cut_from_train():
+    contents = [split.digest([i]) for i in range(300)]
+    given_splits = ["train"] * 200 + ["test"] * 100
+    splits = split.assign(Data(), given_splits, contents)
+    assert splits[200:] == ["test"] * 100
+    assert 5 < splits[:200].count("validation") < 45
+
+
+def test_duplicates_across_the_sources_own_split_are_reported(tmp_path, caplog):
+    class Doubled(Counted):
+        def examples(self, source):
+            return [Example({"vector": [i % 25], "label": 0}, "train" if i < 40 else "test") for i in range(60)]
+
+    path = convert.prepare(Doubled(), "x", Data(), tmp_path)
+    assert Store(path, dict(Doubled.fields)).manifest["duplicates"]["test_in_train"] > 0
+    assert "also in its train split" in caplog.text
+
+
+@pytest.mark.parametrize("rule", ["8", "a:b", "0:1", "1:-1", "1:2:3:4"])
+def test_an_impossible_split_is_refused(rule):
+    with pytest.raises(UserError, match="data.split"):
+        split.check(Data(split=rule))
+
+
+@pytest.mark.parametrize("data", [Data(folds=5), Data(fold=1), Data(folds=5, fold=5)])
+def test_contradicting_folds_are_refused(data):
+    with pytest.raises(UserError, match="data.fold"):
+        split.check(data)
+
+
+def test_too_few_rows_for_the_shares_are_refused(tmp_path):
+    class Few(Counted):
+        def examples(self, source):
+            return [{"vector": [i], "label": 0} for i in range(3)]
+
+    with pytest.raises(UserError, match="no row falls into the"):
+        convert.prepare(Few(), "x", Data(), tmp_path)
+
+
+# ---- damage, and two at once
+
+
+def test_a_damaged_store_is_named_and_can_be_prepared_again(tmp_path):
+    path = convert.prepare(Counted(), "x", Data(), tmp_path)
+    shard = next(path.glob("train-*.arrow"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-8])
+    with pytest.raises(UserError, match=f"{shard.name}: has"):
+        Store(path, dict(Counted.fields))
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    shard.write_bytes(flipped)
+    with pytest.raises(UserError, match="checksum differs") as raised:
+        convert.prepare(Counted(), "x", Data(), tmp_path)
+    assert f"remove {path}" in raised.value.hint
+
+
+def test_a_store_of_other_fields_is_refused(tmp_path):
+    path = convert.prepare(Counted(), "x", Data(), tmp_path)
+    with pytest.raises(UserError, match=r"holds 'vector' as .*Vector\(target=False, length=1\), the task declares"):
+        Store(path, {"vector": Vector(2)})
+
+
+class Slow(Counted):
+    def row(self, reference):
+        time.sleep(0.02)
+        return reference
+
+
+def _prepare(folder, results):
+    results.put((os.getpid(), str(convert.prepare(Slow(), "x", Data(), folder)), dict(Slow.reads)))
+
+
+def test_two_preparations_of_one_store_wait_for_one_another(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    results = context.Queue()
+    processes = [context.Process(target=_prepare, args=(tmp_path, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    told = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+        process.close()
+    results.close()
+    assert told[0][1] == told[1][1]
+    assert sorted(reads.get("examples", 0) for _, _, reads in told) == [0, 1]
+
+
+def test_a_preparation_killed_by_kill_9_leaves_nothing_visible(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    results = context.Queue()
+    process = context.Process(target=_prepare, args=(tmp_path, results))
+    process.start()
+    while not list(tmp_path.glob("x/*.lock")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    process.close()
+    results.close()
+    assert not list(tmp_path.glob("x/*/manifest.json"))
+    path = convert.prepare(Slow(), "x", Data(), tmp_path)
+    durable.verify(path, Store(path, dict(Slow.fields)).manifest)
+    assert not [p for p in tmp_path.glob("x/.*") if p.is_dir()]
+
+
+def test_every_kind_of_field_has_its_place_in_arrow():
+    assert schema.schema(FIELDS).names == list(FIELDS)
