@@ -126,7 +126,8 @@ def publish(target: Path, manifest: dict[str, Any]) -> Iterator[Folder]:
     try:
         folder = Folder(temporary)
         yield folder
-        text = to_json({**manifest, "files": folder.files}, indent=1)
+        whole = {**manifest, "files": folder.files}
+        text = to_json({**whole, "digest": _digest(whole)}, indent=1)
         _write_synced(temporary / "manifest.json", text.encode())
         sync_folder(temporary)
         if target.exists():  # an incomplete folder of the same name: a rename cannot replace it
@@ -138,6 +139,11 @@ def publish(target: Path, manifest: dict[str, Any]) -> Iterator[Folder]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(target.parent)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Returns a checksum of what a manifest says, however it is laid out."""
+    return f"{zlib.crc32(json.dumps(manifest, sort_keys=True).encode()):08x}"
 
 
 def checksum(path: Path) -> str:
@@ -154,7 +160,7 @@ def read_manifest(folder: Path, formats: tuple[int, ...]) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
-        files, version = manifest["files"], manifest["format"]
+        files, version, digest = manifest["files"], manifest["format"], manifest.pop("digest")
         sizes = {name: (entry["bytes"], entry["crc32"]) for name, entry in files.items()}
     except FileNotFoundError:
         raise UserError(f"{folder}: has no manifest.json", "it is incomplete, or no folder of whipray") from None
@@ -163,6 +169,8 @@ def read_manifest(folder: Path, formats: tuple[int, ...]) -> dict[str, Any]:
     if version not in formats:
         raise UserError(f"{path}: is of format {version}, this whipray reads {formats[-1]}",
                         "use the whipray that wrote it, or make it anew")  # fmt: skip
+    if digest != _digest(manifest):
+        raise UserError(f"{path}: was changed after it was written", "make it anew; such files are not to be edited")
     for name in sizes:
         if name != Path(name).name or name.startswith("."):
             raise UserError(f"{path}: names a file outside its folder: {name!r}", "it was tampered with")

@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt
 from distributed import catalogue, config, optimizers, schedules
 from distributed.checkpoint import Checkpoints
 from distributed.config import Given, Givens, Setting
-from distributed.data.order import Data
+from distributed.data.settings import Data
 from distributed.optimizers import Optimizer
 from distributed.precision import Precision
 from distributed.record import Log

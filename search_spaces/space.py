@@ -6,7 +6,7 @@ Nothing here knows what the settings mean: whoever assembles the configuration c
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from re import fullmatch
 from typing import Any, Literal, get_args
 
@@ -161,6 +161,34 @@ class Space:
             states = after
         return sum(states.values())
 
+    def corners(self) -> Iterator[dict[str, Value]]:
+        """Yields points that together show each value of each choice and both ends of each range."""
+        for name, dimension in self.dimensions.items():
+            ends = dimension.values if isinstance(dimension, Choice) else (dimension.low, dimension.high)
+            for value in ends:
+                wanted = {**self._needs(name), name: value}
+                yield self.draw(lambda one, its, wanted=wanted: wanted[one] if one in wanted else its.at(0.0))
+
+    def _needs(self, name: str) -> dict[str, Value]:
+        """What other varied settings must be for a dimension to exist."""
+        needs: dict[str, Value] = {}
+        for deciding, values in self.dimensions[name].when.items():
+            if deciding in self.dimensions:
+                needs |= {**self._needs(deciding), deciding: values[0]}
+        return needs
+
+    def pinned(self, name: str, value: Value) -> "Space":
+        """Returns the space in which a setting that it names has this one value; its condition stays."""
+        dimensions, fixed = dict(self.dimensions), dict(self.fixed)
+        if name in fixed or not dimensions[name].when:
+            dimensions.pop(name, None)
+            fixed[name] = value
+        else:
+            dimensions[name] = Choice((value,), when=dimensions[name].when)
+        while gone := [one for one, its in dimensions.items() if not _possible(its, dimensions, fixed)]:
+            dimensions = {one: its for one, its in dimensions.items() if one not in gone}
+        return Space({one: _narrowed(its, dimensions, fixed) for one, its in dimensions.items()}, fixed, self.summary, self.name, self.origins)
+
     def describe(self) -> list[tuple[str, str, str]]:
         """Returns (setting, its values, its condition) a row, to be shown."""
         return [(name, str(value), "") for name, value in self.fixed.items()] + [
@@ -183,6 +211,20 @@ def applies(dimension: Dimension, drawn: Mapping[str, Value]) -> bool:
     return all(
         name in drawn and any(same(drawn[name], value) for value in values) for name, values in dimension.when.items()
     )
+
+
+def _values(dimension: Dimension, deciding: str, dimensions: Mapping[str, Dimension], fixed: Mapping[str, Value]) -> tuple[Value, ...]:
+    """The values of a deciding setting under which a dimension exists, of those that it can still have."""
+    there = dimensions.get(deciding) or (Choice((fixed[deciding],)) if deciding in fixed else None)
+    return tuple(value for value in dimension.when[deciding] if there is not None and there.holds(value))
+
+
+def _possible(dimension: Dimension, dimensions: Mapping[str, Dimension], fixed: Mapping[str, Value]) -> bool:
+    return all(_values(dimension, deciding, dimensions, fixed) for deciding in dimension.when)
+
+
+def _narrowed(dimension: Dimension, dimensions: Mapping[str, Dimension], fixed: Mapping[str, Value]) -> Dimension:
+    return replace(dimension, when={name: _values(dimension, name, dimensions, fixed) for name in dimension.when})
 
 
 def space_of(data: Mapping[str, Any], name: str = "", origins: Mapping[str, str] | None = None) -> Space:

@@ -65,7 +65,8 @@ class Entry:
     def to_json(self) -> dict[str, Any]:
         return {
             "run": str(self.directory), "name": self.name, "task": self.task, "state": self.state,
-            "epochs": self.epochs, "steps": self.steps, "metrics": self.metrics, "time": self.time, "seconds": self.seconds, "tags": self.tags,
+            "epochs": self.epochs, "steps": self.steps, "metrics": self.metrics, "time": self.time,
+            "seconds": self.seconds, "tags": self.tags,
         }  # fmt: skip
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from distributed import durable
 from distributed.data.store import FORMAT
@@ -124,7 +123,7 @@ def _balance(columns: list[pa.Array], classes: list[str]) -> dict[str, int]:
     counts = np.zeros(len(classes), np.int64)
     for column in columns:
         flat = column.flatten() if isinstance(column, pa.LargeListArray) else column
-        for one in pc.value_counts(flat).to_pylist():
+        for one in flat.value_counts().to_pylist():
             counts[one["values"]] += one["counts"]
     return dict(zip(classes, counts.tolist(), strict=True))
 

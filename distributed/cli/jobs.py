@@ -31,11 +31,13 @@ def jobs(address: JobServer = None) -> int:
         return OK
     from rich.table import Table
 
-    table = Table("job", "status", "started", "words", "run", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("job", "status", "started", "words", "run"):
+        table.add_column(column, overflow="fold")
     for job in found:
         code = f" ({job.exit_code})" if job.status == "FAILED" else ""
         table.add_row(job.id, job.status.lower() + code, ray_jobs.started_words(job), job.words, job.run or "")
-    OUT.console().print(table)
+    OUT.table(table)
     return OK
 
 

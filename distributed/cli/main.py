@@ -1,5 +1,6 @@
 """Entry of the command: finds the verb, and turns whatever goes wrong into a message and an exit code."""
 
+import contextlib
 import logging
 import sys
 
@@ -35,6 +36,13 @@ def run(words: list[str]) -> int:
     """Runs one command; returns its exit code: 0, 1 failed, 2 the user's mistake, 130 interrupted."""
     words = _take_global(words)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
+    OUT.stdout = sys.stdout
+    # A program reads stdout: whatever a library or a worker prints there goes to stderr.
+    with contextlib.redirect_stdout(sys.stderr) if OUT.json else contextlib.nullcontext():
+        return _run(words)
+
+
+def _run(words: list[str]) -> int:
     try:
         command = typer.main.get_command(application())
         with command.make_context("whipray", words or ["--help"]) as context:
@@ -48,7 +56,8 @@ def run(words: list[str]) -> int:
         return MISUSED
     except typer.TyperException as error:  # a verb, option or argument that is not there, or does not fit
         context = getattr(error, "ctx", None)
-        OUT.error(error.format_message().replace("Value error, ", ""), f"{context.command_path if context else 'whipray'} --help")
+        message = error.format_message().replace("Value error, ", "")
+        OUT.error(message, f"{context.command_path if context else 'whipray'} --help")
         return MISUSED
     except (KeyboardInterrupt, typer.Abort):
         OUT.error("interrupted", "the same command with the same --name goes on from the last checkpoint")

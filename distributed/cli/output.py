@@ -19,6 +19,7 @@ class Output:
     def __init__(self) -> None:
         self.json = False
         self.debug = False
+        self.stdout = sys.stdout  # where the JSON object goes; with --json all other words go to stderr
 
     def console(self) -> "Console":
         """Returns where words for people go."""
@@ -44,7 +45,7 @@ class Output:
     def result(self, value: dict[str, Any]) -> None:
         """Prints the one JSON object that a program asked for; nothing for a person."""
         if self.json:
-            print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+            print(json.dumps(value, ensure_ascii=False, default=str), file=self.stdout, flush=True)
 
     def error(self, message: str, hint: str = "") -> None:
         if self.json:

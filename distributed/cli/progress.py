@@ -1,5 +1,6 @@
 """What a person sees of a training: a bar in a terminal, clean lines elsewhere, and a table at the end."""
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,17 @@ class _Bar:
         self.task = self.progress.add_task(run.name.rpartition("/")[2], total=None, figures="")
         self.epochs, self.steps = run.train.epochs, run.train.steps
         self.progress.start()
+        sys.breakpointhook = self._make_way
+
+    def _make_way(self, *arguments: Any, **named: Any) -> Any:
+        """A breakpoint() in a task: the bar would draw over the debugger."""
+        import pdb
+
+        self.progress.stop()
+        sys.breakpointhook = sys.__breakpointhook__
+        if os.environ.get("PYTHONBREAKPOINT"):  # a debugger of the user's choice
+            return sys.__breakpointhook__(*arguments, **named)
+        return pdb.Pdb().set_trace(sys._getframe().f_back)
 
     def show(self, row: dict[str, Any]) -> None:
         if row["kind"] == "train":

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distributed import catalogue
 from distributed.cli import options
 from distributed.cli.output import FAILED, INTERRUPTED, OK, OUT
 
@@ -91,9 +92,8 @@ def _tell(directory: Path) -> int:
     if summary is None:
         OUT.error(f"{directory}: the run did not finish", "start it again with the same --name to go on")
         return FAILED
-    console = OUT.console()
-    console.print(summary_table(summary))
-    run = f"{directory.parent.name}/{directory.name}"
+    OUT.table(summary_table(summary))
+    run = f"{catalogue.folder_name(summary['task'])}/{directory.name}"
     OUT.say(
         f"run: {directory}\n"
         f"next: whipray predict {run} FILE | whipray evaluate {run} | tensorboard --logdir {directory}"

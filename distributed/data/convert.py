@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from distributed import durable
 from distributed.data import schema, split
-from distributed.data.order import Data
+from distributed.data.settings import Data
 from distributed.data.store import FORMAT, Store, shard_name
 from tasks.errors import BadRow, UserError
 from tasks.fields import Facts, check_row
@@ -157,9 +157,8 @@ def prepare(
 
 
 def _checked(path: Path, task: Task) -> Path:
-    store = Store(path, dict(task.fields))
     try:
-        durable.verify(path, store.manifest)
+        durable.verify(path, Store(path, dict(task.fields)).manifest)
     except UserError as error:
         raise UserError(error.message, f"remove {path} and it is prepared again from the raw data") from None
     return path

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distributed.data.order import Data
+from distributed.data.settings import Data
 from tasks.errors import UserError
 
 SPLITS = ("train", "validation", "test")

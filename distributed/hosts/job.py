@@ -76,7 +76,7 @@ def owned(directory: Path) -> Any:
     directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # a look at the run's state holds it for a moment
     except Timeout:
         raise UserError(
             f"{directory}: another process is training this run", "wait for it, or give another --name"
@@ -131,7 +131,7 @@ def _work(job: Job, world: World, show: Show, stopped: Callable[[], bool]) -> No
                     progress.request("stop")
         end = attempt.end()
         if end:
-            _judge(attempt, end)
+            judge(attempt, end)
 
 
 class Attempt:
@@ -151,6 +151,7 @@ class Attempt:
         _same_everywhere(world, step)
         self.recorder = Recorder(job.directory, job.run.log, step) if world.rank == 0 else None
         self.clock = Clock(job.run.data.batch_size, step or 0)
+        self.seconds, self.speed = 0.0, 0.0  # of this attempt, rows a second; known at its end
         self.steps_per_epoch = -(-len(self.store.rows("train", job.run.data.limit)) // job.run.data.batch_size)
 
     def progresses(self) -> Iterator[tuple[Progress, dict[str, Any] | None]]:
@@ -161,37 +162,38 @@ class Attempt:
                 if self.recorder:
                     row = self.recorder.add(one.kind, one.epoch, one.step, one.metrics, self.clock.speed(one.step))
                 yield one, row
+        self.seconds, self.speed = self.clock.overall()
 
     def end(self) -> checkpoint.Checkpoint | None:
         """Returns the last checkpoint of a run that is at its end: all steps done, or stopped early."""
         newest, _ = checkpoint.newest(self.job.directory)
-        train = self.job.run.train
-        total = train.epochs * self.steps_per_epoch
-        at_end = newest and (newest.step >= min(total, train.steps or total) or newest.state["loop"]["stopped_early"])
+        limits = self.job.run.train
+        total = limits.epochs * self.steps_per_epoch
+        at_end = newest and (newest.step >= min(total, limits.steps or total) or newest.state["loop"]["stopped_early"])
         return newest if at_end else None
 
-    def conclude(self, steps: int, best_step: int, figures: dict[str, dict[str, float]], parameters: int) -> dict[str, Any]:
-        """Writes and returns the summary that marks a run as finished; `figures` are those of its best checkpoint."""
+    def conclude(self, steps: int, best_step: int, figures: dict[str, dict[str, float]], parameters: int | None) -> None:
+        """Writes the summary that marks a run as finished; `figures` are those of its best checkpoint."""
         assert self.recorder is not None, "rank 0 concludes"
-        run, (seconds, speed) = self.job.run, self.clock.overall()
+        run = self.job.run
         self.recorder.conclude(run.values, {f"{s}/{n}": v for s, values in figures.items() for n, v in values.items()})
         told = {
             "run": str(self.job.directory), "task": run.name, "epochs": -(-steps // self.steps_per_epoch), "steps": steps,
             "best_step": best_step, "objective": objective(run, self.store.facts)[0],
+            "higher_is_better": objective(run, self.store.facts)[1],
             "metrics": {split: {n: finite(v) for n, v in values.items()} for split, values in figures.items()},
-            "seconds": round(seconds, 3), "samples_per_second": round(speed, 1), "parameters": parameters,
+            "seconds": round(self.seconds, 3), "samples_per_second": round(self.speed, 1), "parameters": parameters,
             "workers": self.world.size, "device": str(self.world.device),
         }  # fmt: skip
         durable.write_json(self.job.directory / saved.SUMMARY, told)
-        return told
 
     def close(self) -> None:
         if self.recorder:
             self.recorder.close()
 
 
-def _judge(attempt: Attempt, end: checkpoint.Checkpoint) -> None:
-    """Judges the best checkpoint on validation and, this once, on test; rank 0 writes the summary."""
+def judge(attempt: Attempt, end: checkpoint.Checkpoint) -> dict[str, dict[str, float]]:
+    """Returns the figures of the best checkpoint on validation and, this once, on test; rank 0 writes the summary."""
     job, store, world = attempt.job, attempt.store, attempt.world
     best = checkpoint.chosen(job.directory, "best")
     model = Model.build(job.run, store.facts, World(device=world.device))
@@ -199,6 +201,7 @@ def _judge(attempt: Attempt, end: checkpoint.Checkpoint) -> None:
     figures = {split: Evaluator(job.run, store, split, world)(model.plain) for split in ("validation", "test")}
     if world.rank == 0:
         attempt.conclude(end.step, best.step, figures, sum(p.numel() for p in model.plain.parameters()))
+    return figures
 
 
 class Clock:

@@ -1,6 +1,7 @@
 """Trains a run on this machine without Ray: in this process, or in several that are forked from it."""
 
 import contextlib
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -93,6 +94,7 @@ def _forked(one: Job, make_show: MakeShow) -> bool:
 
 def _rank(one: Job, rank: int, meeting: str, tell: Any, make_show: MakeShow, stopped: Callable[[], bool]) -> None:
     """One forked process, from joining to leaving; what it raises is told to the parent."""
+    _die_with_parent()
     size = one.run.resources.workers
     torch.set_num_threads(max(1, cpu_count() // size))
     if sys.platform == "linux":
@@ -105,6 +107,13 @@ def _rank(one: Job, rank: int, meeting: str, tell: Any, make_show: MakeShow, sto
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent must hear of it and raise it
         tell.send(_portable(error))
         sys.exit(1)
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel to kill this rank when its parent is gone, however it went: nobody else would."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _portable(error: BaseException) -> BaseException:

@@ -26,6 +26,7 @@ from tasks.errors import UserError
 
 HOME = Path(__file__).resolve().parents[2]  # of `distributed` and `tasks`; what is sent to a cluster
 PATIENCE = 3.0  # seconds in which a head must take a connection
+HEAD = "node:__internal_head__"  # a resource that the head alone has
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")  # `ray up` leaves the launcher file there, on the head
 # What a Ray of our own does without; a value that the user has set wins.
 QUIET = {
@@ -83,8 +84,23 @@ def may_add() -> list[tuple[dict[str, float], int]]:
     told = ray._private.state.state.get_cluster_config()  # KubeRay's and other autoscalers tell the cluster
     if told is not None:
         groups = [(dict(group.resources), int(group.max_count)) for group in told.node_group_configs]
-        return [(resources, UNLIMITED if count < 0 else count) for resources, count in groups]
-    return from_launcher(BOOTSTRAP.expanduser())
+        kinds = [(resources, UNLIMITED if count < 0 else count) for resources, count in groups]
+    else:
+        kinds = from_launcher(BOOTSTRAP.expanduser())
+    return remaining(kinds, nodes())
+
+
+def remaining(kinds: list[tuple[dict[str, float], int]], there: list[dict[str, float]]) -> list[tuple[dict[str, float], int]]:
+    """Returns the kinds without those of their nodes that are there already, told by their cores and devices."""
+    left: list[list[Any]] = [[resources, count] for resources, count in kinds]
+    for node in there:
+        if HEAD in node:
+            continue
+        for kind in left:
+            if kind[1] > 0 and all(kind[0].get(key, 0) == node.get(key, 0) for key in ("CPU", "GPU")):
+                kind[1] -= 1
+                break
+    return [(resources, count) for resources, count in left if count > 0]
 
 
 def from_launcher(path: Path) -> list[tuple[dict[str, float], int]]:

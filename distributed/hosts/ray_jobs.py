@@ -35,6 +35,8 @@ PORT = 8265
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL: time for a checkpoint; Ray's own is 3
 RETRY = 1.0  # seconds between two attempts to follow the logs
 ATTEMPTS = 30  # without a word from the server, until we give up
+# Loggers of Ray that tell of every step at level INFO, and set that level themselves when they are imported.
+CHATTERERS = ("ray._private.runtime_env.packaging", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 CHATTER = re.compile(r"(\d{4}-\d\d-\d\d [\d:,]+\s+INFO job_manager\.py.*|Running entrypoint for job .*)\n?")
 
 
@@ -65,6 +67,8 @@ class Server:
 
     def __init__(self, address: str | None) -> None:
         self.address = resolve(address)
+        for name in CHATTERERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
         parts = urlsplit(self.address)
         if not parts.hostname or not takes_connections(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)):
             raise UserError(f"no job server at {self.address}: nothing takes a connection there", WHERE)

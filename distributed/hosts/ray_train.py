@@ -97,7 +97,7 @@ def _fit(trainer: Trainer, one: Job, show: Show) -> bool:
     def fit() -> None:
         try:
             trainer.fit()
-        except (TrainingFailedError, ray.exceptions.RayError) as error:
+        except BaseException as error:  # noqa: BLE001 - raised below, in the thread that waits
             failed.append(error)
 
     rows = Rows(one.directory)
@@ -117,6 +117,8 @@ def _fit(trainer: Trainer, one: Job, show: Show) -> bool:
 
 def _raise(directory: Path, error: BaseException) -> None:
     """Raises what the first failing rank wrote down, or what Ray knows where none could."""
+    if not isinstance(error, (TrainingFailedError, ray.exceptions.RayError)):
+        raise error
     told = saved.failure(directory)
     if told and told["kind"] == "UserError":
         raise UserError(told["message"], told["hint"]) from error

@@ -254,6 +254,11 @@ class Sweep:
         return self.plan.trials.count if limit is None else min(self.plan.trials.count, limit + self._has_baseline)
 
     @property
+    def finished(self) -> bool:
+        """Whether all trials have ended."""
+        return len(self.rows) >= self.total and all(row.state != "running" for row in self.rows.values())
+
+    @property
     def note(self) -> str:
         """What the user should know about the search, or ""."""
         return self._searcher.note

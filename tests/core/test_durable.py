@@ -1,5 +1,6 @@
 """What is published is whole or not there, whichever operation fails or is cut off."""
 
+import json
 import os
 
 import pytest
@@ -83,6 +84,16 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch, mode
         assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def rewrite(folder, manifest: dict) -> None:
+    manifest["digest"] = durable._digest(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def edit(folder, key: str, value: str) -> None:
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(text.replace(f'"{key}": 1', f'"{key}": {value}'))
+
+
 DAMAGES = {
     "cut off": (lambda f: (f / "a.bin").write_bytes(b"ol"), "has 2 bytes instead of 300"),
     "one bit flipped": (lambda f: (f / "a.bin").write_bytes(b"nld" + b"old" * 99), "checksum differs"),
@@ -90,9 +101,10 @@ DAMAGES = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "has no manifest"),
     "manifest cut off": (lambda f: (f / "manifest.json").write_text('{"files"'), "is broken"),
     "manifest of another kind": (lambda f: (f / "manifest.json").write_text("[1]"), "is broken"),
-    "newer format": (lambda f: (f / "manifest.json").write_text('{"files": {}, "format": 99}'), "format 99"),
+    "newer format": (lambda f: rewrite(f, {"format": 99, "files": {}}), "format 99"),
+    "manifest edited": (lambda f: edit(f, "format", "1.0"), "was changed after it was written"),
     "outside": (
-        lambda f: (f / "manifest.json").write_text('{"format": 1, "files": {"../x": {"bytes": 1, "crc32": ""}}}'),
+        lambda f: rewrite(f, {"format": 1, "files": {"../x": {"bytes": 1, "crc32": ""}}}),
         "outside its folder",
     ),
 }

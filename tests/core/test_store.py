@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 
 from distributed import catalogue, durable
 from distributed.data import convert, schema, split
-from distributed.data.order import Data
+from distributed.data.settings import Data
 from distributed.data.store import Store
 from tasks.errors import UserError
 from tasks.task import BadRow, Boxes, Example, Image, Label, Labels, Number, Source, Task, Text, Tokens, Vector

@@ -1,0 +1,22 @@
+"""Which rows a run uses, in what portions and order. No numpy here: a misspelt setting is answered at once."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which rows are used, and in what portions."""
+
+    batch_size: Annotated[int, Ge(1)] = 128  # rows per optimizer step, all workers together
+    micro_batch_size: Annotated[int, Ge(1)] | None = None  # most rows a worker takes at once; the rest accumulates
+    order: Literal["shuffle", "length", "sequential"] = "shuffle"  # length: rows of like length share a batch
+    limit: Annotated[int, Ge(1)] | None = None  # use only so many rows of each split, for a quick try
+    split: str | None = None  # train:validation:test or train:test, such as 8:1:1; none: the source's own, else 8:1:1
+    split_seed: int = 0  # another number makes another split
+    validation: Annotated[float, Gt(0), Le(0.5)] = 0.1  # share cut from train where there is no validation split
+    folds: Annotated[int, Ge(2)] | None = None  # cross validation: how many folds
+    fold: Annotated[int, Ge(0)] | None = None  # cross validation: which fold is the test split
+    max_bad: Annotated[float, Ge(0), Le(1)] = 0.01  # largest share of broken rows that is set aside with a warning
