@@ -99,6 +99,11 @@ def read(folder: Path) -> Checkpoint:
         raise UserError(f"{folder}: cannot be read: {error}", "it was tampered with") from error
 
 
+def state(folder: Path) -> dict[str, Any]:
+    """Returns the numbers of a checkpoint that has just been written, without its tensors."""
+    return json.loads((folder / "state.json").read_bytes())
+
+
 def newest(run_directory: Path) -> tuple[Checkpoint | None, list[str]]:
     """Returns the newest complete checkpoint, if there is one, and why newer ones were passed over."""
     passed: list[str] = []

@@ -83,10 +83,11 @@ def train(
     """
     rows = store.rows("train", run.data.limit)
     plan = Plan(len(rows), run.data.batch_size, run.train.seed, run.data.order, rows.lengths)
+    _refuse_small_batches(plan, world.size, run.data.micro_batch_size)
     loader = Loader(run.task, rows, plan, run.precision, world)
     judge = Evaluator(run, store, "validation", world)
     model = Model.build(run, store.facts, world)
-    _refuse_small_batches(model.plain, plan, world, run)
+    _refuse_single_rows(model.plain, plan, world.size, run.data.micro_batch_size)
     updater = Updater(model.wrapped, run.optimizers, run.precision, run.train.clip_norm, world)
     state = State()
     if resume:
@@ -97,12 +98,11 @@ def train(
     total = min(run.train.epochs * plan.steps, run.train.steps or run.train.epochs * plan.steps)
 
     while state.step < total and not state.stopped_early:
-        epoch, k = divmod(state.step, plan.steps)
         factor = schedules.factor(run.schedule, state.step, plan.steps, total, state.plateaus)
-        learn(run, model, updater, loader, state.step, epoch, k, factor, tally)
+        learn(run, model, updater, loader, tally, state.step, factor)
         state.step += 1
-        boundary = k + 1 == plan.steps or state.step == total  # of an epoch, or of the training
-        epoch += k + 1 == plan.steps
+        epoch, within = divmod(state.step, plan.steps)
+        boundary = within == 0 or state.step == total  # of an epoch, or of the training
         wishes: set[str] = set()
 
         if boundary or state.step % run.log.every == 0:
@@ -124,19 +124,10 @@ def train(
             return
 
 
-def learn(
-    run: Run,
-    model: Model,
-    updater: Updater,
-    loader: Loader,
-    step: int,
-    epoch: int,
-    k: int,
-    factor: float,
-    tally: "Tally",
-) -> None:
-    """One optimizer step: every micro-batch of global batch `k` leaves its gradients, then the parameters move."""
+def learn(run: Run, model: Model, updater: Updater, loader: Loader, tally: "Tally", step: int, factor: float) -> None:
+    """One optimizer step: every micro-batch of its global batch leaves its gradients, then the parameters move."""
     world, task = loader.world, run.task
+    epoch, k = divmod(step, loader.plan.steps)
     batches = loader.micro_batches(epoch, k, run.data.micro_batch_size)
     units, whole = _units(task, batches, len(loader.plan.batch(epoch, k)), world)
     model.wrapped.train()
@@ -224,16 +215,22 @@ def _judged(run: Run, store: Store, state: State, metrics: dict[str, float]) -> 
     state.stopped_early = patience is not None and state.plateaus.since_best() >= patience
 
 
-def _refuse_small_batches(model: nn.Module, plan: Plan, world: World, run: Run) -> None:
-    smallest = smallest_portion(plan, world.size, run.data.micro_batch_size)
-    if smallest < 1:
+def _refuse_small_batches(plan: Plan, workers: int, micro_batch_size: int | None) -> None:
+    if smallest_portion(plan, workers, micro_batch_size) < 1:
+        rows = plan.rows // plan.steps
         raise UserError(
-            f"a batch of {plan.rows // plan.steps} rows cannot be shared by {world.size} workers",
-            f"use at most {plan.rows // plan.steps} workers, or a larger data.batch_size",
+            f"a batch of {rows} rows cannot be shared by {workers} workers",
+            f"use at most {rows} workers, or a larger data.batch_size",
         )
+
+
+def _refuse_single_rows(model: nn.Module, plan: Plan, workers: int, micro_batch_size: int | None) -> None:
+    """Batch normalisation of one row divides by nothing."""
+    if smallest_portion(plan, workers, micro_batch_size) > 1:
+        return
     for name, layer in model.named_modules():
-        if smallest == 1 and isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             raise UserError(
-                f"batch normalisation in '{name}' needs at least 2 rows a worker and micro-batch, here are {smallest}",
-                f"data.batch_size={2 * world.size} is the smallest that works with {world.size} workers",
+                f"batch normalisation in '{name}' needs at least 2 rows a worker and micro-batch, and would get 1",
+                f"data.batch_size={2 * workers} without data.micro_batch_size is the smallest that works here",
             )

@@ -178,7 +178,8 @@ class _Pair(nn.Module):
         self.student, self.teacher = student, teacher
 
     def forward(self, x: Tensor, both: bool = False) -> Any:
+        mine = self.student(x)
         if not both:
-            return self.student(x)
+            return mine
         with torch.no_grad():
-            return self.student(x), self.teacher(x)
+            return mine, self.teacher(x)

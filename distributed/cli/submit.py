@@ -12,8 +12,12 @@ from distributed.cli.jobs import JobServer, followed
 from distributed.cli.output import OK, OUT
 from tasks.errors import UserError, did_you_mean
 
-Words = Annotated[list[str], typer.Argument(metavar="-- VERB ...", help="What to run there, as you would write it here.")]
-SharedRuns = Annotated[str, typer.Option("--runs", help="Folder of all runs that every node of the cluster sees: absolute.")]
+Words = Annotated[
+    list[str], typer.Argument(metavar="-- VERB ...", help="What to run there, as you would write it here.")
+]
+SharedRuns = Annotated[
+    str, typer.Option("--runs", help="Folder of all runs that every node of the cluster sees: absolute.")
+]
 JobName = Annotated[str | None, typer.Option("--name", help="Name of the job; default: made of verb, task and time.")]
 NoFollow = Annotated[bool, typer.Option("--no-follow", help="Return as soon as the job is accepted.")]
 HERE_ONLY = ("submit", "jobs", "logs", "stop")  # verbs that are about a cluster, not for it
@@ -26,7 +30,7 @@ def submit(
     if name is not None:
         _check_name(name)
     if not Path(runs).is_absolute():
-        hint = "URIs are not supported yet; give a folder that all nodes share" if "://" in runs else f"such as {Path(runs).absolute()}"
+        hint = "give a folder that all nodes share, not a URI" if "://" in runs else f"such as {Path(runs).absolute()}"
         raise UserError(f"--runs {runs}: must be an absolute path that every node of the cluster sees", hint)
     sent, params = check_words(words)
     sent, run = _with_runs(sent, params, runs)
@@ -68,7 +72,7 @@ def check_words(words: list[str]) -> tuple[list[str], dict[str, Any]]:
     own = [word for word in words[1:] if word not in ("--json", "--debug")]
     with command.commands[verb].make_context(f"whipray {verb}", own) as context:  # raises for unknown options
         params = dict(context.params)
-    if "task" in params and params["task"]:
+    if params.get("task"):
         flags = {flag: params.get(flag) for flag in options.FLAGS}
         given = options.collect(params.get("settings"), [Path(file) for file in params.get("config") or ()], **flags)
         if verb == "train":
@@ -105,13 +109,14 @@ def _from_clone(words: list[str], home: Path, files: dict[Path, int]) -> list[st
     for word in words:
         before, equals, value = word.partition("=") if re.match(r"-*[\w.-]+=", word) else ("", "", word)
         where, colon, rest = value.partition(":")
-        if Path(where).is_absolute() or not where or not ("/" in where or Path(where).suffix) or not Path(where).exists():
+        looks_like_a_file = "/" in where or Path(where).suffix != ""
+        if not looks_like_a_file or Path(where).is_absolute() or not Path(where).exists():
             moved.append(word)
             continue
         path = Path(where).resolve()
         if not path.is_relative_to(home) or not any(file.is_relative_to(path.relative_to(home)) for file in files):
             raise UserError(f"{where}: is not sent to the cluster: only what lies in {home} and git does not ignore is",
-                            "give the absolute path of a folder that all nodes share, or move it into the clone")  # fmt: skip
+                            "give the absolute path of a shared folder, or move it into the clone")  # fmt: skip
         moved.append(f"{before}{equals}{path.relative_to(home)}{colon}{rest}")
     return moved
 

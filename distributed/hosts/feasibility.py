@@ -46,7 +46,9 @@ def check(
                         f"resources.gpu={math.floor(gpu)} or resources.gpu={math.ceil(gpu)}")  # fmt: skip
     for key, value in (("CPU", cpu), ("GPU", gpu)):
         if 0 < value < 0.0001:
-            raise UserError(f"{SETTINGS[key]}={_plain(value)}: Ray counts in steps of 0.0001", f"{SETTINGS[key]}=0.0001")
+            raise UserError(
+                f"{SETTINGS[key]}={_plain(value)}: Ray counts in steps of 0.0001", f"{SETTINGS[key]}=0.0001"
+            )
     fits = most(cpu, gpu, nodes, may_add)
     if fits >= workers:
         return
@@ -57,13 +59,17 @@ def check(
     asked = f"{workers} worker{'s' * (workers > 1)} of {_words(need)}"
     where = f"the cluster can never have more than {_words(totals, zero=short)} in all"
     if short:
-        message = f"{asked} ask{'s' * (workers == 1)} for {_words({key: need[key] * workers for key in short})}; {where}"
+        message = (
+            f"{asked} ask{'s' * (workers == 1)} for {_words({key: need[key] * workers for key in short})}; {where}"
+        )
     else:
         message = f"{asked} do not fit: a worker sits on one node, and the nodes have {_nodes(kinds)}"
     raise UserError(message, _nearest(workers, need, fits, kinds, short))
 
 
-def _nearest(workers: int, need: dict[str, float], fits: int, kinds: Sequence[tuple[Node, int]], short: list[str]) -> str:
+def _nearest(
+    workers: int, need: dict[str, float], fits: int, kinds: Sequence[tuple[Node, int]], short: list[str]
+) -> str:
     """The requests nearest to the refused one that would fit."""
     offers = [f"resources.workers={fits} is the most that fits"] if fits else []
     for key in short or [key for key in need if need[key]]:

@@ -167,10 +167,17 @@ class Attempt:
     def end(self) -> checkpoint.Checkpoint | None:
         """Returns the last checkpoint of a run that is at its end: all steps done, or stopped early."""
         newest, _ = checkpoint.newest(self.job.directory)
+        return newest if newest and self._is_end(newest.step, newest.state) else None
+
+    def is_last(self, saved: Progress) -> bool:
+        """Returns whether a checkpoint that the loop has just told of is the run's last."""
+        assert saved.checkpoint is not None, saved.kind
+        return self._is_end(saved.step, checkpoint.state(saved.checkpoint))
+
+    def _is_end(self, step: int, state: dict[str, Any]) -> bool:
         limits = self.job.run.train
         total = limits.epochs * self.steps_per_epoch
-        at_end = newest and (newest.step >= min(total, limits.steps or total) or newest.state["loop"]["stopped_early"])
-        return newest if at_end else None
+        return step >= min(total, limits.steps or total) or state["loop"]["stopped_early"]
 
     def conclude(self, steps: int, best_step: int, figures: dict[str, dict[str, float]], parameters: int | None) -> None:
         """Writes the summary that marks a run as finished; `figures` are those of its best checkpoint."""

@@ -42,7 +42,7 @@ def tune(sweep: Sweep, setup: Setup, run: Run, show: Show) -> bool:
 def _try(sweep: Sweep, setup: Setup, one: Trial, world: World, show: Show, stopped: Callable[[], bool]) -> bool:
     """Trains one trial; returns whether it came to an end."""
 
-    def report(epoch: int, value: float | None, metrics: dict[str, Any]) -> Decision:
+    def report(epoch: int, value: float | None, metrics: dict[str, Any], last: bool) -> Decision:
         decision = sweep.report(one.id, epoch, value, metrics)
         show(sweep.rows[one.id])
         return decision

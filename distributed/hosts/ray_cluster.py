@@ -48,20 +48,15 @@ class Cluster:
     own: bool  # started by this process, and ended with it
 
 
-_connected: Cluster | None = None
-
-
 def connect(address: str | None = None) -> Cluster:
     """Joins the cluster at `address`, else at RAY_ADDRESS, else starts a Ray of this process's own.
 
     Called again, it returns the cluster that this process is connected to already. Raises UserError for an address
-    where no cluster is, one that refuses us, or one of another version. Ray takes over SIGTERM: set handlers afterwards.
+    where no cluster is, one that refuses us, or one of another version. Ray takes over SIGTERM: set handlers
+    afterwards.
     """
-    global _connected
     if ray.is_initialized():
-        if _connected is None:  # by whoever runs this process: we are inside a worker, or in a user's own program
-            _connected = Cluster(ray.get_runtime_context().gcs_address, own=False)
-        return _connected
+        return _here()
     address = address or os.environ.get("RAY_ADDRESS") or None
     paths = [str(HOME), *(p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(HOME))]
     with _quiet_about_tokens():
@@ -70,8 +65,12 @@ def connect(address: str | None = None) -> Cluster:
             _start()
         else:
             _join(_reachable(address), os.pathsep.join(paths))
-    _connected = Cluster(ray.get_runtime_context().gcs_address, own=address in (None, "local"))
-    return _connected
+    return _here()
+
+
+def _here() -> Cluster:
+    node = ray._private.worker._global_node
+    return Cluster(ray.get_runtime_context().gcs_address, own=node is not None and node.is_head())
 
 
 def nodes() -> list[dict[str, float]]:
@@ -90,7 +89,9 @@ def may_add() -> list[tuple[dict[str, float], int]]:
     return remaining(kinds, nodes())
 
 
-def remaining(kinds: list[tuple[dict[str, float], int]], there: list[dict[str, float]]) -> list[tuple[dict[str, float], int]]:
+def remaining(
+    kinds: list[tuple[dict[str, float], int]], there: list[dict[str, float]]
+) -> list[tuple[dict[str, float], int]]:
     """Returns the kinds without those of their nodes that are there already, told by their cores and devices."""
     left: list[list[Any]] = [[resources, count] for resources, count in kinds]
     for node in there:
@@ -122,18 +123,24 @@ def from_launcher(path: Path) -> list[tuple[dict[str, float], int]]:
 def _start() -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    if not (os.environ.get("RAY_AUTH_MODE") or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
+    if not (
+        os.environ.get("RAY_AUTH_MODE") or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    ):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # else Ray writes one that others can read (mode 0644)
     before = ray._private.ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(LOOPBACK)
     os.environ[LOOPBACK] = "0"  # for the processes that Ray starts
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read the environment before
     try:
         ray.init(
-            address="local", num_cpus=cpu_count(), include_dashboard=False, logging_level=logging.ERROR, log_to_driver=True
+            address="local",
+            num_cpus=cpu_count(),
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=True,
         )
     except (RuntimeError, OSError, SystemExit) as error:
         raise UserError(f"Ray does not start on this machine: {_first_line(error)}",
-                        "--no-ray works without it; the reason is in /tmp/ray/session_latest/logs") from error  # fmt: skip
+                        "--no-ray works without it; /tmp/ray/session_latest/logs says why") from error  # fmt: skip
     finally:
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = before[0]
         if before[1] is None:
@@ -149,19 +156,21 @@ def _join(address: str, python_path: str) -> None:
     try:
         ray.init(address=address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=True)
     except AuthenticationError as error:
-        raise UserError(f"{address}: the cluster refuses us: {_first_line(error)}", TOKEN) from error
+        raise UserError(f"{address}: the cluster refuses us: {_first_line(error)}", HOW_TO_PROVE) from error
     except (RuntimeError, ConnectionError, SystemExit) as error:
         # Ray ends the process (SystemExit) where what listens there is no head.
         raise UserError(f"{address}: cannot join the cluster: {_why(error)}", _what_to_do(error, address)) from error
 
 
-TOKEN = "put the cluster's token into ~/.ray/auth_token, or give RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token"
+HOW_TO_PROVE = "put the cluster's token into ~/.ray/auth_token, or give RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token"
 
 
 def _why(error: BaseException) -> str:
     if "Version mismatch" in str(error):
         return " ".join(str(error).split())
-    return "what listens there does not answer as a head of Ray" if isinstance(error, SystemExit) else _first_line(error)
+    return (
+        "what listens there does not answer as a head of Ray" if isinstance(error, SystemExit) else _first_line(error)
+    )
 
 
 def _what_to_do(error: BaseException, address: str) -> str:
@@ -179,15 +188,17 @@ def _reachable(address: str) -> str:
     if scheme in ("http", "https"):
         raise UserError(f"{address} is a job server, which a run is sent to and cannot join", SEND.format(address))
     if scheme:
-        raise UserError(f"{address}: '{scheme}://' is not supported", "give HOST:PORT of the head, such as 10.0.0.1:6379")
+        raise UserError(
+            f"{address}: '{scheme}://' is not supported", "give HOST:PORT of the head, such as 10.0.0.1:6379"
+        )
     host, port = split(address, 6379)
     speaks = _speaks_grpc(host, port)
     if speaks is None:
         raise UserError(f"no cluster at {address}: nothing takes a connection there",
-                        "is it HOST:PORT of the head (`ray start --head` prints it)? without --address, this machine is used")  # fmt: skip
+                        "`ray start --head` prints HOST:PORT; without --address, this machine is used")  # fmt: skip
     if not speaks:
         raise UserError(f"{address} is no head of a Ray cluster (it does not speak gRPC)",
-                        f"port 6379 is the usual one; if this is the job server: {SEND.format(f'http://{address}')}")  # fmt: skip
+                        f"6379 is the usual port; to a job server: {SEND.format(f'http://{address}')}")  # fmt: skip
     return f"{host}:{port}"
 
 

@@ -22,21 +22,27 @@ import requests
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.job_submission import JobStatus, JobSubmissionClient
 
-from distributed.hosts.ray_cluster import HOME, TOKEN, split, takes_connections
+from distributed.hosts.ray_cluster import HOME, HOW_TO_PROVE, split, takes_connections
 from tasks.errors import UserError, did_you_mean
 
 MIB = 1 << 20
 LIMIT = 100 * MIB  # of a package: DASHBOARD_CLIENT_MAX_SIZE of Ray's job server
 PER_FILE = 200  # bytes that a zip adds to each file, about
-EXCLUDES = ["/.ci", ".pytest_cache", ".ruff_cache", ".hypothesis", "*.egg-info"]  # beside .gitignore, .git and virtual environments
+# Beside what .gitignore names, .git and virtual environments.
+EXCLUDES = ["/.ci", ".pytest_cache", ".ruff_cache", ".hypothesis", "*.egg-info"]
 PORT = 8265
 STOP_SECONDS = 60  # between SIGTERM and SIGKILL: time for a checkpoint; Ray's own is 3
 RETRY = 1.0  # seconds between two attempts to follow the logs
 ATTEMPTS = 30  # without a word from the server, until we give up
-# Loggers of Ray that tell of every step at level INFO, and set that level themselves when they are imported.
-CHATTERERS = ("ray._private.runtime_env.packaging", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+# Loggers of Ray that tell of every step, and set their level themselves when they are imported.
+CHATTERERS = (
+    "ray._private.runtime_env.packaging",
+    "ray._private.runtime_env.working_dir",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+)
 CHATTER = re.compile(r"(\d{4}-\d\d-\d\d [\d:,]+\s+INFO job_manager\.py.*|Running entrypoint for job .*)\n?")
 
 
@@ -68,9 +74,10 @@ class Server:
     def __init__(self, address: str | None) -> None:
         self.address = resolve(address)
         for name in CHATTERERS:
-            logging.getLogger(name).setLevel(logging.WARNING)
+            logging.getLogger(name).setLevel(logging.ERROR)
         parts = urlsplit(self.address)
-        if not parts.hostname or not takes_connections(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)):
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        if not parts.hostname or not takes_connections(parts.hostname, port):
             raise UserError(f"no job server at {self.address}: nothing takes a connection there", WHERE)
         with self._told(), _without_address():
             self.client = JobSubmissionClient(self.address)
@@ -96,7 +103,8 @@ class Server:
     def jobs(self) -> list[Job]:
         """Returns all jobs that were submitted, newest first."""
         with self._told():
-            found = [_job(details) for details in self.client.list_jobs() if details.submission_id]
+            listed: list[Any] = self.client.list_jobs()
+        found = [_job(details) for details in listed if details.submission_id]
         return sorted(found, key=lambda job: job.started or 0, reverse=True)
 
     def find(self, reference: str) -> Job:
@@ -106,7 +114,9 @@ class Server:
         found = found or [job for job in there if job.run and f"/{job.run}".endswith(f"/{reference.strip('/')}")]
         if not found:
             names = [job.id for job in there]
-            hint = did_you_mean(reference, names) or ("whipray jobs lists them" if there else "no job was submitted there yet")
+            hint = did_you_mean(reference, names) or (
+                "whipray jobs lists them" if there else "no job was submitted there yet"
+            )
             raise UserError(f"no job '{reference}' at {self.address}", hint)
         return found[0]  # the newest, where a run was submitted again
 
@@ -152,7 +162,7 @@ class Server:
                 yield text
         except aiohttp.WSServerHandshakeError as error:
             if error.status in (401, 403):
-                raise UserError(f"{self.address} refuses us: HTTP {error.status}", TOKEN) from error
+                raise UserError(f"{self.address} refuses us: HTTP {error.status}", HOW_TO_PROVE) from error
             raise
 
     @contextlib.contextmanager
@@ -161,7 +171,7 @@ class Server:
         try:
             yield
         except AuthenticationError as error:
-            raise UserError(f"{self.address} refuses us: {_first_line(error)}", TOKEN) from error
+            raise UserError(f"{self.address} refuses us: {_first_line(error)}", HOW_TO_PROVE) from error
         except requests.RequestException as error:
             raise UserError(f"{self.address} does not answer as a job server: {_first_line(error)}", WHERE) from error
         except (ConnectionError, RuntimeError) as error:
@@ -173,14 +183,14 @@ class Server:
             raise
 
 
-WHERE = "--address http://HEAD:8265 (or RAY_ADDRESS); is the port forwarded? ssh -L 8265:127.0.0.1:8265 HEAD, then http://127.0.0.1:8265"
+WHERE = "give --address http://HEAD:8265, or through `ssh -L 8265:127.0.0.1:8265 HEAD`: http://127.0.0.1:8265"
 SMALLER = "name data and results in .gitignore or .rayignore: code is sent, data is read from a shared folder"
 
 
 def resolve(address: str | None) -> str:
-    """Returns the job server's URL: the given address, else RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, else this machine's.
+    """Returns the job server's URL; raises UserError for an address of another kind.
 
-    Raises UserError for an address of another kind.
+    It is the given one, else RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, else this machine's.
     """
     origin = "--address"
     if not address:
@@ -193,7 +203,9 @@ def resolve(address: str | None) -> str:
     if scheme in ("http", "https"):
         return address.rstrip("/")
     host = split(rest, PORT)[0]
-    raise UserError(f"{origin} {address} is not a job server's address", f"the cluster's is usually http://{host}:{PORT}")
+    raise UserError(
+        f"{origin} {address} is not a job server's address", f"the cluster's is usually http://{host}:{PORT}"
+    )
 
 
 @contextlib.contextmanager
@@ -229,7 +241,9 @@ def check_size(directory: Path = HOME) -> int:
     if total > LIMIT:
         largest = sorted(files.items(), key=lambda one: one[1], reverse=True)[:5]
         names = ", ".join(f"{path} ({size / MIB:.1f} MiB)" for path, size in largest)
-        raise UserError(f"{directory} is {total / MIB:.0f} MiB, the job server takes {LIMIT // MIB}; the largest: {names}", SMALLER)
+        raise UserError(
+            f"{directory} is {total / MIB:.0f} MiB, the job server takes {LIMIT // MIB}; the largest: {names}", SMALLER
+        )
     return total
 
 
@@ -264,7 +278,7 @@ def clean(texts: list[str]) -> list[str]:
     return lines
 
 
-def _job(details: JobDetails) -> Job:
+def _job(details: Any) -> Job:  # JobDetails, which Ray defines only where pydantic is
     known = details.metadata or {}
     message = details.message or ""
     return Job(

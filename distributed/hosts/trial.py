@@ -24,7 +24,8 @@ from distributed.tuning.sweep import Outcome
 from distributed.world import World
 from search_spaces.dimensions import Value
 
-Report = Callable[[int, float | None, dict[str, Any]], Decision]  # epoch, objective, figures -> does it go on?
+# epoch, objective, figures, whether the training ends there -> does it go on?
+Report = Callable[[int, float | None, dict[str, Any], bool], Decision]
 NOT_FIGURES = ("kind", "epoch", "step", "time", "samples_per_second")
 SWEEP = "sweep"  # origin of what is set for all trials because they are trials
 # Thousands of trials keep what it takes to go on, and the best.
@@ -111,13 +112,16 @@ def _train(
     with contextlib.closing(Attempt(one, world)) as attempt:
         name, _ = objective(one.run, attempt.store.facts)
 
-        def tell(row: dict[str, Any]) -> bool:
+        def tell(row: dict[str, Any], last: bool) -> bool:
             shown = {key: value for key, value in row.items() if key not in NOT_FIGURES}
-            return report(-(-row["step"] // attempt.steps_per_epoch), shown[name], shown) == "stop"
+            return report(-(-row["step"] // attempt.steps_per_epoch), shown[name], shown, last) == "stop"
 
         halt = False
-        for row in _judged(one) if world.rank == 0 else ():  # saved by an earlier attempt, which perhaps could not tell
-            halt = tell(row)
+        if attempt.resume and world.rank == 0:  # an earlier attempt has saved this, but perhaps could not tell any more
+            ended = attempt.end() is not None
+            rows = _judged(one)
+            for row in rows:
+                halt = tell(row, ended and row is rows[-1])
         if not world.agree(halt)[0]:
             halt = _iterate(attempt, tell, stopped)
         end = attempt.end()
@@ -129,7 +133,7 @@ def _train(
         return ("stopped", {}) if halt else None
 
 
-def _iterate(attempt: Attempt, tell: Callable[[dict[str, Any]], bool], stopped: Callable[[], bool]) -> bool:
+def _iterate(attempt: Attempt, tell: Callable[[dict[str, Any], bool], bool], stopped: Callable[[], bool]) -> bool:
     """Iterates the loop; returns whether the trial was told to stop."""
     judged = False
     latest: dict[str, Any] | None = None  # the row of a validation whose checkpoint has not come yet; rank 0 only
@@ -139,7 +143,8 @@ def _iterate(attempt: Attempt, tell: Callable[[dict[str, Any]], bool], stopped: 
                 judged, latest = True, row
             if progress.kind == "checkpoint" and judged:
                 judged = False
-                if attempt.world.agree(latest is not None and tell(latest))[0]:
+                last = attempt.is_last(progress)
+                if attempt.world.agree(latest is not None and tell(latest, last))[0]:
                     return True
             elif stopped():
                 progress.request("stop")

@@ -9,7 +9,9 @@ from tasks.errors import UserError
 
 
 def save(folder, step: int, value: float = 0.0):
-    return checkpoint.save(folder, step, "x", {"w": torch.full((2,), value)}, {"optimizer/w/m": torch.ones(2)}, {"step": step})
+    return checkpoint.save(
+        folder, step, "x", {"w": torch.full((2,), value)}, {"optimizer/w/m": torch.ones(2)}, {"step": step}
+    )
 
 
 def test_what_was_saved_is_read(tmp_path):

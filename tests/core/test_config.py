@@ -34,7 +34,11 @@ BAD = [
     ("train.epochs=2.5", "expected a whole number, at least 1", ""),
     ("train.epochs=0", "expected a whole number, at least 1", ""),
     ("optimizer.name=adamm", "unknown optimizer 'adamm'", "did you mean 'adam'?"),
-    ("optimizer.momentum=0.9", "'optimizer.momentum' (command line) is not used: optimizer.name is adam", "sgd or rmsprop"),
+    (
+        "optimizer.momentum=0.9",
+        "'optimizer.momentum' (command line) is not used: optimizer.name is adam",
+        "sgd or rmsprop",
+    ),
     ("schedule.gamma=0.1", "'schedule.gamma' (command line) is not used: schedule.name is onecycle", "step"),
     ("schedule.name=cosin", "unknown schedule 'cosin'", "did you mean 'cosine'?"),
     ("task.modle=mlp", "unknown setting 'task.modle' of this task", "did you mean 'task.model'?"),
@@ -65,7 +69,10 @@ def test_values_come_from_defaults_recipe_file_and_command_line_in_this_order(tm
     run = resolve("digits", {**config.from_yaml(file), **config.from_words(["optimizer.lr=0.5"])})
     assert run.optimizers["model"].lr == 0.5
     assert run.task.width == 16
-    origins = {name: run.origins[name] for name in ("optimizer.lr", "optimizer.eps", "task.width", "optimizer.name", "train.seed")}
+    origins = {
+        name: run.origins[name]
+        for name in ("optimizer.lr", "optimizer.eps", "task.width", "optimizer.name", "train.seed")
+    }
     assert origins == {
         "optimizer.lr": "command line", "optimizer.eps": f"{file}:3", "task.width": f"{file}:4",
         "optimizer.name": "recipe", "train.seed": "default",
@@ -138,7 +145,12 @@ def test_settings_of_another_task_are_refused(tmp_path):
 
 
 def test_each_of_several_optimizers_has_its_own_settings():
-    words = ["optimizer.lr=0.5", "optimizer.generator.lr=0.1", "optimizer.discriminator.name=sgd", "optimizer.discriminator.momentum=0.5"]
+    words = [
+        "optimizer.lr=0.5",
+        "optimizer.generator.lr=0.1",
+        "optimizer.discriminator.name=sgd",
+        "optimizer.discriminator.momentum=0.5",
+    ]
     run = resolve(f"{SHAPES}:Adversarial", config.from_words(words))
     assert run.optimizers["generator"].lr == 0.1
     assert run.optimizers["generator"].name == "adam"
@@ -162,7 +174,9 @@ def test_misspelt_machinery_is_answered_without_torch():
         "    except UserError as error: print(error.hint)\n"
         "print(sorted({'torch', 'ray', 'pydantic', 'pyarrow'} & set(sys.modules)))"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=True
+    )
     assert told.stdout.splitlines() == ["did you mean 'optimizer.lr'?", "did you mean 'digits'?", "[]"]
 
 

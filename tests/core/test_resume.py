@@ -62,8 +62,16 @@ def _command(folder: Path, stores: Path) -> list[str]:
     return [sys.executable, str(HOME / "whipray.py"), *words]
 
 
+@pytest.fixture(scope="module")
+def commanded(tmp_path_factory, stores) -> Path:
+    """The folder of a run that the command trained without interruption, with as many threads as it likes."""
+    folder = tmp_path_factory.mktemp("commanded")
+    subprocess.run(_command(folder, stores), capture_output=True, timeout=120, check=True)
+    return folder / "runs" / "digits" / "x"
+
+
 @pytest.mark.parametrize("steps_before_the_kill", [2, 8])
-def test_a_run_killed_by_kill_9_goes_on_bit_for_bit(tmp_path, stores, whole, steps_before_the_kill):
+def test_a_run_killed_by_kill_9_goes_on_bit_for_bit(tmp_path, stores, whole, commanded, steps_before_the_kill):
     folder = tmp_path / "runs" / "digits" / "x"
     process = subprocess.Popen(_command(tmp_path, stores), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     awaited = checkpoint.folder_of(folder, steps_before_the_kill)
@@ -75,10 +83,10 @@ def test_a_run_killed_by_kill_9_goes_on_bit_for_bit(tmp_path, stores, whole, ste
 
     again = subprocess.run(_command(tmp_path, stores), capture_output=True, text=True, timeout=120, check=False)
     assert again.returncode == 0, again.stderr
-    one = job.Job(whole.run, whole.store, folder)
-    assert runs.distance(runs.parameters(one), runs.parameters(whole)) == 0
-    assert runs.rows(one) == runs.rows(whole)
-    assert runs.summary(one)["metrics"] == runs.summary(whole)["metrics"]
+    one, oracle = (job.Job(whole.run, whole.store, path) for path in (folder, commanded))
+    assert runs.distance(runs.parameters(one), runs.parameters(oracle)) == 0
+    assert runs.rows(one) == runs.rows(oracle)
+    assert runs.summary(one)["metrics"] == runs.summary(oracle)["metrics"]
 
 
 def test_a_finished_run_says_so_and_more_epochs_go_on_from_its_end(tmp_path, stores):

@@ -32,7 +32,9 @@ ROWS = st.fixed_dictionaries(
         "label": st.integers(0, 4),
         "text": st.text(st.characters(codec="utf-8"), max_size=20),
         "tokens": st.lists(st.integers(0, 2**31 - 1), max_size=8),
-        "boxes": st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(10, 20), st.integers(10, 20)), max_size=3),
+        "boxes": st.lists(
+            st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(10, 20), st.integers(10, 20)), max_size=3
+        ),
         "labels": st.lists(st.integers(0, 4), max_size=3),
     }
 )

@@ -13,11 +13,13 @@ from distributed.world import World
 from tests import runs
 
 SHAPES = Path(__file__).parents[1] / "shapes.py"
+FASHION = Path(__file__).parents[2] / "tasks" / "bundled" / "fashion"  # under the genuine file names
 # task, settings that make it small, entries of the model
 ZOO = {
     "digits": ("digits", ["task.model=mlp", "data.limit=300"]),
     "digits cnn": ("digits", ["task.width=4", "data.limit=300", "schedule.name=constant"]),
     "fashion": ("fashion", ["task.model=mlp", "data.limit=300"]),
+    "mnist": ("mnist", ["task.model=mlp", "data.limit=300", f"task.source.path={FASHION}"]),
     "housing": ("housing", []),
     "reviews": ("reviews", ["data.limit=200"]),
     "two optimizers": (f"{SHAPES}:Adversarial", []),

@@ -52,10 +52,12 @@ def running(environment: dict[str, str]) -> Iterator[Head]:
     }  # fmt: skip
     ours.pop("PYTHONPATH", None)  # a job must find the clone by itself
     starting = subprocess.Popen(
-        [python.parent / "ray", "start", "--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-         f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", f"--temp-dir={folder}",
-         "--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats"],
-        env=ours, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        [python.parent / "ray", "start", "--head", f"--port={port}", "--dashboard-host=127.0.0.1",
+         f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
+         f"--ray-client-server-port={client}",
+         f"--temp-dir={folder}", "--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats"],
+        env=ours, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
     )  # fmt: skip
     try:
         said, _ = starting.communicate(timeout=120)

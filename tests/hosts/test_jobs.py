@@ -46,14 +46,14 @@ def test_a_job_prints_here_and_passes_its_exit_code_on(
     assert run(["submit", "--runs", str(tmp_path), "--name", "second", "--json", "--", "evaluate", "nosuchrun"]) == 2
     out, err = capfd.readouterr()
     assert json.loads(out) == {
-        "job": "second", "status": "FAILED", "words": f"evaluate nosuchrun --runs {tmp_path}", "run": None, "exit_code": 2,
-        "started": json.loads(out)["started"],
+        "job": "second", "status": "FAILED", "exit_code": 2, "run": None,
+        "words": f"evaluate nosuchrun --runs {tmp_path}", "started": json.loads(out)["started"],
     }  # fmt: skip
     assert "no run 'nosuchrun'" in err
 
     assert run(["jobs", "--json"]) == 0
     listed = json.loads(capfd.readouterr().out)["jobs"]
-    assert [(job["job"], job["status"]) for job in listed] == [("second", "FAILED"), ("first", "SUCCEEDED")]
+    assert [(job["job"], job["status"]) for job in listed[:2]] == [("second", "FAILED"), ("first", "SUCCEEDED")]
     assert run(["logs", "first"]) == 0
     assert "digits" in capfd.readouterr().out
     assert run(["logs", "second", "--follow"]) == 2
@@ -66,8 +66,10 @@ def test_a_job_prints_here_and_passes_its_exit_code_on(
     assert "did you mean 'first'?" in capfd.readouterr().err
 
 
-def test_a_stopped_training_leaves_a_checkpoint(head: Head, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "digits", "--epochs", "1000", "--name", "long", "log.every=1"]
+def test_a_stopped_training_leaves_a_checkpoint(
+    head: Head, tmp_path: Path, stores: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "digits", "--epochs", "1000", "--name", "long", "--stores", str(stores)]
     assert run(["submit", "--runs", str(tmp_path), "--address", head.jobs, "--no-follow", "--", *words]) == 0
     assert str(tmp_path / "digits" / "long") in capfd.readouterr().out
     server = ray_jobs.Server(head.jobs)
@@ -79,7 +81,7 @@ def test_a_stopped_training_leaves_a_checkpoint(head: Head, tmp_path: Path, capf
             assert run(["stop", "digits/long", "--address", head.jobs]) == 0
 
     ended = server.follow(server.find("long").id, stop_when_it_learns)
-    assert (ended.status, ended.exit_code) == ("STOPPED", 130)
+    assert (ended.status, ended.exit_code) == ("STOPPED", 130), shown
     assert any("goes on" in line for line in shown), shown
     assert (tmp_path / "digits" / "long" / "checkpoints" / "last").exists()
 
@@ -91,7 +93,7 @@ def test_following_goes_on_over_dropped_connections_without_repeating(
     job = server.submit("dropped", ["tasks"], None)
     whole, dropped = server._tail, []
 
-    async def dropping(name: str):  # noqa: ANN202 - as the method it stands in for
+    async def dropping(name: str):
         async for text in whole(name):
             yield text
             if len(dropped) < 2 and "digits" in text:
@@ -109,13 +111,27 @@ def test_following_goes_on_over_dropped_connections_without_repeating(
 @pytest.mark.slow
 def test_a_guarded_cluster_takes_nothing_without_its_token(guarded_head: Head, tmp_path: Path) -> None:
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"HOME": str(tmp_path)}
-    command = [sys.executable, HOME / "whipray.py", "submit", "--runs", tmp_path, "--address", guarded_head.jobs, "--", "tasks"]
+    command = [
+        sys.executable,
+        HOME / "whipray.py",
+        "submit",
+        "--runs",
+        tmp_path,
+        "--address",
+        guarded_head.jobs,
+        "--",
+        "tasks",
+    ]
     for environment in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
-        refused = subprocess.run(command, env=plain | environment, capture_output=True, text=True, timeout=60, check=False)
+        refused = subprocess.run(
+            command, env=plain | environment, capture_output=True, text=True, timeout=60, check=False
+        )
         assert refused.returncode == 2, refused.stderr
         assert "refuses us" in refused.stderr and "auth_token" in refused.stderr
         assert "Traceback" not in refused.stderr
-    taken = subprocess.run(command, env=plain | guarded_head.environment, capture_output=True, text=True, timeout=60, check=False)
+    taken = subprocess.run(
+        command, env=plain | guarded_head.environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert taken.returncode == 0, taken.stderr
     assert "digits" in taken.stdout
 
@@ -156,7 +172,9 @@ def test_runs_must_be_absolute(capfd: pytest.CaptureFixture[str]) -> None:
         ("ray://10.0.0.1:10001", "http://10.0.0.1:8265"),
     ],
 )
-def test_an_address_without_a_job_server_is_refused(address: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_address_without_a_job_server_is_refused(
+    address: str, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run(["jobs", "--address", address]) == 2
     assert message in capfd.readouterr().err
 
@@ -170,8 +188,12 @@ def test_an_address_without_a_job_server_is_refused(address: str, message: str, 
         ("127.0.0.1:port", "is no address"),
     ],
 )
-def test_an_address_without_a_cluster_is_refused_at_once(address: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_cluster.ray, "is_initialized", lambda: False)  # another test of this process may have joined one
+def test_an_address_without_a_cluster_is_refused_at_once(
+    address: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        ray_cluster.ray, "is_initialized", lambda: False
+    )  # another test of this process may have joined one
     with pytest.raises(UserError) as raised:
         ray_cluster.connect(address)
     assert message in raised.value.message
@@ -201,7 +223,9 @@ def test_a_package_that_is_too_large_is_refused_with_its_largest_files(tmp_path:
             file.truncate(size * ray_jobs.MIB)
     with pytest.raises(UserError) as raised:
         ray_jobs.check_size(tmp_path)
-    assert "is 110 MiB, the job server takes 100; the largest: a.bin (90.0 MiB), b.bin (20.0 MiB)" in raised.value.message
+    assert (
+        "is 110 MiB, the job server takes 100; the largest: a.bin (90.0 MiB), b.bin (20.0 MiB)" in raised.value.message
+    )
     (tmp_path / "a.bin").unlink()
     assert ray_jobs.check_size(tmp_path) < 21 * ray_jobs.MIB
 
@@ -217,7 +241,15 @@ def test_files_are_named_as_the_job_will_find_them(tmp_path: Path, monkeypatch: 
     home, files = tmp_path / "clone", {Path("mine/task.py"): 0}
     monkeypatch.chdir(home / "mine")
     words = ["train", "task.py:Mine", "--config=task.py", "task.width=3", "/elsewhere/x.py", "--epochs", "2"]
-    expected = ["train", "mine/task.py:Mine", "--config=mine/task.py", "task.width=3", "/elsewhere/x.py", "--epochs", "2"]
+    expected = [
+        "train",
+        "mine/task.py:Mine",
+        "--config=mine/task.py",
+        "task.width=3",
+        "/elsewhere/x.py",
+        "--epochs",
+        "2",
+    ]
     assert submit._from_clone(words, home, files) == expected
     for word in ("../ignored.py:Mine", "../../outside.py:Mine", "task.source.path=../../outside.py"):
         with pytest.raises(UserError, match="is not sent to the cluster"):

@@ -62,10 +62,27 @@ def own(tmp_path) -> str:
     return f"{path}:Own"
 
 
-def whipray(tmp_path: Path, stores: Path, *words: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(HOME / "whipray.py"), *words, "--runs", str(tmp_path / "runs"), "--stores", str(stores)]
+def whipray(
+    tmp_path: Path, stores: Path, *words: str, stdin: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        str(HOME / "whipray.py"),
+        *words,
+        "--runs",
+        str(tmp_path / "runs"),
+        "--stores",
+        str(stores),
+    ]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, input=stdin, cwd=tmp_path, env={**os.environ, **environment}
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        input=stdin,
+        cwd=tmp_path,
+        env={**os.environ, **environment},
     )
 
 
@@ -79,7 +96,14 @@ def test_a_task_of_ones_own_trains_and_tells_a_program(tmp_path, stores, own, wo
     assert set(result["metrics"]) == {"validation", "test"}
     assert (result["epochs"], result["steps"]) == (2, result["steps"])
     files = {path.name for path in Path(result["run"]).iterdir()}
-    assert {"config.yaml", "environment.json", "metrics.jsonl", "metrics.parquet", "summary.json", "checkpoints"} <= files
+    assert {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "metrics.parquet",
+        "summary.json",
+        "checkpoints",
+    } <= files
     assert any(name.startswith("events.out.tfevents") for name in files)
 
 
@@ -89,7 +113,9 @@ def test_a_task_in_this_process_never_imports_ray(tmp_path, stores, own):
         f"code = run(['train', {own!r}, '--runs', {str(tmp_path / 'runs')!r}, '--stores', {str(stores)!r}])\n"
         "print(code, 'ray' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HOME, timeout=120, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=HOME, timeout=120, check=True
+    )
     assert told.stdout.splitlines()[-1] == "0 False"
 
 
@@ -108,7 +134,9 @@ def test_pdb_works_inside_loss(tmp_path, stores, own):
         ("nan", 1, "the loss 'ce' is nan"),
     ],
 )
-def test_what_goes_wrong_in_a_rank_is_one_message_and_stands_in_the_run(tmp_path, stores, own, workers, trouble, code, words):
+def test_what_goes_wrong_in_a_rank_is_one_message_and_stands_in_the_run(
+    tmp_path, stores, own, workers, trouble, code, words
+):
     told = whipray(
         tmp_path, stores, "train", own, f"task.trouble={trouble}", "--workers", workers, "--no-ray", "--name", "x", "log.every=1",
         LOCAL_TEST_RANK=str(int(workers) - 1),
@@ -131,8 +159,18 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_when_started_again(tmp_path,
 
 
 def _started(tmp_path: Path, stores: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(HOME / "whipray.py"), *words, "--runs", str(tmp_path / "runs"), "--stores", str(stores)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+    command = [
+        sys.executable,
+        str(HOME / "whipray.py"),
+        *words,
+        "--runs",
+        str(tmp_path / "runs"),
+        "--stores",
+        str(stores),
+    ]
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
 
 
 def _await(path: Path, process: subprocess.Popen[str]) -> None:
@@ -142,7 +180,18 @@ def _await(path: Path, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_one_interrupt_saves_and_stops_and_the_run_goes_on_later(tmp_path, stores, workers):
-    words = ["train", "digits", "task.model=mlp", "train.epochs=400", "log.every=1", "--workers", workers, "--no-ray", "--name", "x"]
+    words = [
+        "train",
+        "digits",
+        "task.model=mlp",
+        "train.epochs=400",
+        "log.every=1",
+        "--workers",
+        workers,
+        "--no-ray",
+        "--name",
+        "x",
+    ]
     process = _started(tmp_path, stores, *words)
     _await(tmp_path / "runs" / "digits" / "x" / "checkpoints" / "last", process)
     os.killpg(process.pid, signal.SIGINT)
@@ -158,7 +207,9 @@ def test_no_rank_outlives_a_killed_parent(tmp_path, stores):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     for _ in range(100):
-        alive = subprocess.run(["ps", "-o", "stat=", "-g", str(process.pid)], capture_output=True, text=True, check=False).stdout.split()
+        alive = subprocess.run(
+            ["ps", "-o", "stat=", "-g", str(process.pid)], capture_output=True, text=True, check=False
+        ).stdout.split()
         if all(state.startswith("Z") for state in alive):
             break
         time.sleep(0.1)

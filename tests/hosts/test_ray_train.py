@@ -25,7 +25,9 @@ def whipray(tmp_path: Path, stores: Path, *words: str) -> int:
 
 def test_two_ray_workers_learn_what_one_process_learns(tmp_path, stores, capfd):
     one = runs.train(tmp_path, stores, "digits", *MLP, name="one")
-    code = whipray(tmp_path, stores, "train", "digits", *MLP, "log.tensorboard=false", "--workers", "2", "--name", "ray")
+    code = whipray(
+        tmp_path, stores, "train", "digits", *MLP, "log.tensorboard=false", "--workers", "2", "--name", "ray"
+    )
     told = capfd.readouterr()
     assert code == 0, told.err
     result = json.loads(told.out)

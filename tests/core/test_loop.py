@@ -1,0 +1,161 @@
+"""What the loop does besides learning: it judges, stops, refuses, and borrows."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from distributed import checkpoint
+from distributed.data.store import Store
+from distributed.evaluation import Evaluator
+from distributed.hosts.job import Job
+from distributed.loop import RunFailed, train
+from distributed.model import Model, read
+from distributed.world import World
+from tasks.errors import UserError
+from tests import runs
+
+SHAPES = Path(__file__).parents[1] / "shapes.py"
+SMALL = ("task.model=mlp", "data.limit=200", "data.batch_size=50")
+
+
+def progresses(one: Job, world: World | None = None) -> list:
+    return list(train(one.run, Store(one.store, dict(one.run.task.fields)), one.directory, world or World(), None))
+
+
+def test_the_loop_yields_training_then_judgement_then_checkpoint_of_every_epoch(tmp_path, stores):
+    one = runs.begin(tmp_path, stores, "digits", *SMALL, "train.epochs=2", "log.every=3", "checkpoint.every=2")
+    kinds = [(p.kind, p.epoch, p.step) for p in progresses(one)]
+    assert kinds == [
+        ("checkpoint", 0, 2), ("train", 0, 3), ("train", 1, 4), ("validation", 1, 4), ("checkpoint", 1, 4),
+        ("train", 1, 6), ("checkpoint", 1, 6), ("train", 2, 8), ("validation", 2, 8), ("checkpoint", 2, 8),
+    ]  # fmt: skip
+
+
+def test_a_host_may_ask_for_a_checkpoint_and_for_the_end(tmp_path, stores):
+    one = runs.begin(tmp_path, stores, "digits", *SMALL, "train.epochs=5", "log.every=1")
+    told = []
+    for progress in train(one.run, Store(one.store, dict(one.run.task.fields)), one.directory, World(), None):
+        told.append((progress.kind, progress.step))
+        if progress.step == 2 and progress.kind == "train":
+            progress.request("checkpoint")
+        if progress.step == 3:
+            progress.request("stop")
+    assert told == [("train", 1), ("train", 2), ("checkpoint", 2), ("train", 3), ("checkpoint", 3)]
+
+
+def test_training_stops_early_when_the_objective_has_not_improved(tmp_path, stores):
+    words = ["optimizer.lr=1e-12", "train.epochs=50", "train.patience=3", "train.objective=accuracy"]
+    one = runs.train(tmp_path, stores, "digits", *SMALL, *words)
+    assert runs.summary(one)["epochs"] == 4
+    assert runs.summary(one)["best_step"] == 4
+
+
+def test_an_objective_that_falls_is_better_when_it_is_low(tmp_path, stores):
+    one = runs.train(tmp_path, stores, "digits", *SMALL, "train.epochs=4", "train.objective=loss")
+    losses = {row["step"]: row["loss"] for row in runs.rows(one) if row["kind"] == "validation"}
+    assert runs.summary(one)["best_step"] == min(losses, key=losses.__getitem__)
+    assert runs.summary(one)["higher_is_better"] is False
+
+
+def test_an_objective_that_is_not_there_is_refused_with_the_nearest(tmp_path, stores):
+    one = runs.begin(tmp_path, stores, "digits", *SMALL, "train.epochs=1", "train.objective=acuracy")
+    with pytest.raises(UserError, match="train.objective=acuracy") as raised:
+        progresses(one)
+    assert "accuracy" in raised.value.hint
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_last_good_checkpoint(tmp_path, stores):
+    words = ["optimizer.name=sgd", "schedule.name=constant", "optimizer.lr=1e30", "checkpoint.every=1", "log.every=1"]
+    one = runs.begin(tmp_path, stores, "digits", *SMALL, *words)
+    with pytest.raises(RunFailed, match="the loss 'cross_entropy' is"):
+        progresses(one)
+    found, passed_over = checkpoint.newest(one.directory)
+    assert passed_over == []
+    assert found is None or found.step >= 1
+
+
+def test_a_batch_that_the_workers_cannot_share_is_refused(tmp_path, stores):
+    one = runs.begin(tmp_path, stores, "digits", "task.model=mlp", "data.batch_size=2")
+    with pytest.raises(UserError, match=r"a batch of \d rows cannot be shared by 3 workers"):
+        progresses(one, World(0, 3))
+
+
+def test_one_row_under_batch_normalisation_is_refused_with_layer_and_size(tmp_path, stores):
+    one = runs.begin(tmp_path, stores, "digits", "data.batch_size=8", "data.micro_batch_size=1")
+    with pytest.raises(UserError, match=r"batch normalisation in '1\.1' needs at least 2 rows"):
+        progresses(one)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sixteen_bits_learn_and_resume_to_the_bit(tmp_path, stores, dtype):
+    words = [*SMALL, f"precision.dtype={dtype}", "train.epochs=3", "checkpoint.every=3"]
+    whole = runs.train(tmp_path, stores, "digits", *words, name="whole")
+    part = runs.begin(tmp_path, stores, "digits", *words, name="part")
+    for progress in train(part.run, Store(part.store, dict(part.run.task.fields)), part.directory, World(), None):
+        if progress.kind == "checkpoint":
+            break
+    runs.work(World(), part.to_plain())
+    assert runs.distance(runs.parameters(whole), runs.parameters(part)) == 0
+    assert all(t.dtype != getattr(torch, dtype) for t in runs.parameters(whole).values()), "weights stay float32"
+    assert runs.summary(whole)["metrics"]["validation"]["accuracy"] > 0.5
+
+
+# ---- borrowed networks
+
+
+def test_a_student_saves_nothing_of_its_teacher_and_resumes(tmp_path, stores):
+    runs.train(tmp_path, stores, "digits", *SMALL, "train.epochs=2", name="teacher")
+    words = ["task.teacher=teacher", "train.epochs=2", "checkpoint.every=1"]
+    one = runs.train(tmp_path, stores, f"{SHAPES}:Student", *words, name="student")
+    assert set(runs.parameters(one)) == {"student.1.weight", "student.1.bias"}
+    losses = [row["loss"] for row in runs.rows(one) if row["kind"] == "train"]
+    assert losses[-1] < losses[0]
+    part = runs.begin(tmp_path, stores, f"{SHAPES}:Student", *words, name="part")
+    for progress in train(part.run, Store(part.store, dict(part.run.task.fields)), part.directory, World(), None):
+        if progress.step == 2:
+            break
+    runs.work(World(), part.to_plain())
+    assert runs.distance(runs.parameters(one), runs.parameters(part)) == 0
+
+
+def test_a_borrowed_network_is_frozen_and_the_best_of_its_run(tmp_path, stores):
+    one = runs.train(tmp_path, stores, "digits", *SMALL, "train.epochs=2", name="teacher")
+    network, facts = read("teacher", tmp_path / "runs", World())
+    assert not network.training
+    assert not any(p.requires_grad for p in network.parameters())
+    assert facts["label"]["classes"] == [str(i) for i in range(10)]
+    assert runs.distance(dict(network.state_dict()), runs.parameters(one, "best")) == 0
+    with pytest.raises(UserError, match="no run 'techer'") as raised:
+        read("techer", tmp_path / "runs", World())
+    assert "teacher" in raised.value.hint
+
+
+def test_entries_that_the_task_does_not_declare_are_refused(tmp_path, stores):
+    one = runs.begin(tmp_path, stores, f"{SHAPES}:Adversarial")
+
+    class Silent(type(one.run.task)):
+        entries = ()
+
+    with pytest.raises(UserError, match="the learning entries of build"):
+        Model.build(dataclasses.replace(one.run, task=Silent()), {}, World())
+
+
+# ---- evaluation
+
+
+def _figures(world: World, plain: dict, limit: int) -> dict[str, float]:
+    one = Job.from_plain(plain)
+    run = dataclasses.replace(one.run, data=dataclasses.replace(one.run.data, limit=limit))
+    store = Store(one.store, dict(run.task.fields))
+    return Evaluator(run, store, "validation", world)(Model.build(run, store.facts, World()).plain)
+
+
+@pytest.mark.parametrize("task", ["digits", "housing", "reviews", f"{SHAPES}:Detector", f"{SHAPES}:Words"])
+@pytest.mark.parametrize("rows", [2, 7])
+def test_the_figure_of_three_workers_is_that_of_one_also_where_a_rank_has_no_rows(tmp_path, stores, ranks, task, rows):
+    one = runs.begin(tmp_path, stores, task, "precision.dtype=float64")
+    alone = _figures(World(), one.to_plain(), rows)
+    for figures in ranks(3, _figures, one.to_plain(), rows):
+        assert figures == pytest.approx(alone, abs=1e-12)
