@@ -14,11 +14,13 @@ class Resources:
     workers: Annotated[int, Ge(1)] = 1  # processes that share each batch
     gpu: Annotated[float, Ge(0)] | None = None  # devices a worker; none: one where the machine has any
     cpu: Annotated[float, Gt(0)] | None = None  # cores a worker; none: an equal share, 1 under Ray
-    host: Literal["auto", "local", "ray"] = "auto"  # who runs it; auto: this process, Ray for several workers
+    host: Literal["auto", "local", "ray"] = "auto"  # who runs it; auto: this process; Ray for several workers and in submitted jobs
 
     @property
     def on_ray(self) -> bool:
-        return self.host == "ray" or (self.host == "auto" and self.workers > 1)
+        """Whether Ray runs it; a submitted job is on the head, where the devices need not be."""
+        submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        return self.host == "ray" or (self.host == "auto" and (self.workers > 1 or submitted))
 
 
 def cpu_count() -> int:

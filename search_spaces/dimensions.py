@@ -295,8 +295,13 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 def points_of(dimension: Dimension, points: int) -> list[Value]:
     """Returns the values that a grid tries: all of a choice; of a range the middles of `points` equal shares."""
-    if isinstance(dimension, Choice) or (dimension.levels is not None and dimension.levels <= points):
-        return [dimension.nth(index) for index in range(dimension.levels)]
+    levels = dimension.levels
+    if (
+        not isinstance(dimension, LogUniform)
+        and levels is not None
+        and (isinstance(dimension, Choice) or levels <= points)
+    ):
+        return [dimension.nth(index) for index in range(levels)]
     values = [dimension.at((index + 0.5) / points) for index in range(points)]
     if dimension.levels is None:  # six digits are enough for a point that stands for its share
         values = [min(max(float(f"{value:.6g}"), dimension.low), dimension.high) for value in values]

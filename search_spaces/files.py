@@ -143,7 +143,9 @@ def plain_data(loader: Loader, node: yaml.Node, depth: int = 0) -> Any:
             data[key] = plain_data(loader, value_node, depth + 1)
         return data
     if node.tag.endswith(":str"):
-        looks_like_number = node.style is None and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", node.value)
+        looks_like_number = getattr(node, "style", None) is None and re.fullmatch(
+            r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", node.value
+        )
         return float(node.value) if looks_like_number else node.value
     try:
         return loader.construct_object(node)

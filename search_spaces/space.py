@@ -187,7 +187,8 @@ class Space:
             dimensions[name] = Choice((value,), when=dimensions[name].when)
         while gone := [one for one, its in dimensions.items() if not _possible(its, dimensions, fixed)]:
             dimensions = {one: its for one, its in dimensions.items() if one not in gone}
-        return Space({one: _narrowed(its, dimensions, fixed) for one, its in dimensions.items()}, fixed, self.summary, self.name, self.origins)
+        dimensions = {one: _narrowed(its, dimensions, fixed) for one, its in dimensions.items()}
+        return Space(dimensions, fixed, self.summary, self.name, self.origins)
 
     def describe(self) -> list[tuple[str, str, str]]:
         """Returns (setting, its values, its condition) a row, to be shown."""
@@ -213,7 +214,9 @@ def applies(dimension: Dimension, drawn: Mapping[str, Value]) -> bool:
     )
 
 
-def _values(dimension: Dimension, deciding: str, dimensions: Mapping[str, Dimension], fixed: Mapping[str, Value]) -> tuple[Value, ...]:
+def _values(
+    dimension: Dimension, deciding: str, dimensions: Mapping[str, Dimension], fixed: Mapping[str, Value]
+) -> tuple[Value, ...]:
     """The values of a deciding setting under which a dimension exists, of those that it can still have."""
     there = dimensions.get(deciding) or (Choice((fixed[deciding],)) if deciding in fixed else None)
     return tuple(value for value in dimension.when[deciding] if there is not None and there.holds(value))

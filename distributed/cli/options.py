@@ -49,11 +49,8 @@ def collect(words: list[str] | None, files: list[Path] | None = None, **flags: s
     given: Givens = {}
     for file in files or []:
         given |= config.from_yaml(file)
-    spoken = config.from_words(words or [])
-    for name, value in flags.items():
-        if value is not None:
-            spoken |= config.from_words([f"{FLAGS[name]}={value}"])
-    return given | spoken
+    shorthands = [f"{FLAGS[name]}={value}" for name, value in flags.items() if value is not None]
+    return given | config.from_words([*(words or []), *shorthands])
 
 
 FLAGS = {"workers": "resources.workers", "epochs": "train.epochs", "seed": "train.seed"}

@@ -14,6 +14,8 @@ from distributed.config import COMMAND_LINE, Given, Givens
 from tasks.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from distributed.hosts.trial import Setup
     from distributed.run import Run
     from distributed.tuning.settings import Trials
@@ -28,7 +30,7 @@ NOT_VARIED = ("resources.", "train.objective", "log.", "checkpoint.", "trials.")
 def tune(
     task: options.TaskName,
     settings: options.Words = None,
-    space: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="Search space; default: the task's own.")] = None,
+    space: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="Search space; default: the task's.")] = None,
     trials: Annotated[str | None, typer.Option(help="Trials in all (trials.count).")] = None,
     search: Annotated[str | None, typer.Option(help="tpe, random or grid (trials.search).")] = None,
     scheduler: Annotated[str | None, typer.Option(help="asha or none (trials.scheduler).")] = None,
@@ -78,10 +80,11 @@ def _trials(given: Givens) -> "tuple[Trials, Givens]":
 
     mine = {name: one for name, one in given.items() if name.startswith("trials.")}
     known = config.settings_of(Trials, "trials")
+    groups = {name.partition(".")[0] for name in machinery()} | {"task", "trials"}
     for name, one in given.items():
         group = name.partition(".")[0]
-        groups = {known_name.partition(".")[0] for known_name in machinery()} | {"task", "trials"}
-        if (name in mine and name not in known) or (group not in groups and "trials" in did_you_mean(group, groups)):
+        misspelt = group not in groups and did_you_mean(group, groups) == "did you mean 'trials'?"
+        if misspelt or (name in mine and name not in known):
             raise UserError(f"unknown setting '{name}' ({one.origin})", did_you_mean(name, known))
     return config.build(Trials, "trials", mine), {name: one for name, one in given.items() if name not in mine}
 
@@ -105,7 +108,7 @@ def _check_names(space: "Space", given: Givens) -> None:
         if name.startswith(NOT_VARIED):
             raise UserError(f"'{name}' ({one.origin}) cannot be searched: it is the same for all trials",
                             f"give it on the command line: {name}=...")  # fmt: skip
-    check_names({**{"optimizer.name": given[n] for n in ("optimizer.name",) if n in given}, **named})
+    check_names({name: one for name, one in given.items() if name == "optimizer.name"} | named)
 
 
 def _pin(given: Givens, space: "Space") -> "tuple[Givens, Space]":
@@ -143,7 +146,7 @@ def _checked_name(name: str | None) -> str:
 
 
 def _resolve(setup: "Setup", space: "Space", given: Givens) -> "Run":
-    """Returns the run of the defaults; raises UserError for anything in the space that some trial would stumble over."""
+    """Returns the run of the defaults; raises UserError for whatever in the space a trial would stumble over."""
     from distributed.run import resolve
 
     for point in space.corners():
@@ -162,7 +165,7 @@ def _show(space: "Space") -> int:
     OUT.table(table)
     size = space.size()
     OUT.say(f"{size:,} points" if size is not None else "a continuum of points")
-    draw = random.Random(0).random  # noqa: S311 - samples to look at
+    draw = random.Random(0).random
     samples = [space.sample(draw) for _ in range(SAMPLES)]
     for sample in samples:
         OUT.say("  " + "  ".join(f"{name}={_short(value)}" for name, value in sample.items()))
@@ -182,15 +185,7 @@ def _start(setup: "Setup", space: "Space", search: "Trials", run: "Run", address
     from distributed.cli.progress import preparing
     from distributed.hosts import job
 
-    on_ray = run.resources.host != "local"
-    if on_ray:
-        from distributed.hosts import ray_tune
-
-        ray_tune.connect(run, address)  # an impossible request is refused before anything is prepared
-    else:
-        from distributed.hosts import local_tune
-
-        local_tune.check(run)
+    train_all = _host(run, address)
     defaults = {name: run.values[name] for name in space.dimensions if name in run.values}
     first = next(space.grid(1)) if space.summary else {**space.fixed, **defaults}
     store = job.prepare(setup.run(first), setup.stores, progress=preparing())
@@ -201,18 +196,32 @@ def _start(setup: "Setup", space: "Space", search: "Trials", run: "Run", address
         else:
             OUT.say(f"{setup.task}: {sweep.total} trials, sweep {setup.directory}")
             with Lines(sweep) as lines:
-                host = ray_tune.tune if on_ray else local_tune.tune
-                interrupted = host(sweep, setup, run, lines)
+                interrupted = train_all(sweep, setup, run, lines)
             if interrupted and not sweep.finished:
                 OUT.say(f"stopped; the same command with --name {setup.directory.name} goes on")
-                OUT.result({"sweep": str(setup.directory), "best": None, "trials": [row.plain() for row in sweep.ranked()]})
+                OUT.result({"sweep": str(setup.directory), "best": None, "trials": _rows(sweep)})
                 return INTERRUPTED
         return _tell(setup, sweep)
     finally:
         sweep.close()
 
 
-def _sweep(setup: "Setup", space: "Space", search: "Trials", run: "Run", defaults: dict[str, Any], store: Path) -> "Sweep":
+def _host(run: "Run", address: str | None) -> "Callable[[Sweep, Setup, Run, Lines], bool]":
+    """Returns who trains the trials; an impossible request is refused before anything is prepared."""
+    if run.resources.host == "local":
+        from distributed.hosts import local_tune
+
+        local_tune.check(run)
+        return local_tune.tune
+    from distributed.hosts import ray_tune
+
+    ray_tune.connect(run, address)
+    return ray_tune.tune
+
+
+def _sweep(
+    setup: "Setup", space: "Space", search: "Trials", run: "Run", defaults: dict[str, Any], store: Path
+) -> "Sweep":
     """Begins the sweep, or opens the one that is there."""
     from distributed import durable
     from distributed.data.store import Store
@@ -240,7 +249,8 @@ class Lines:
     """What one sees of a sweep while it runs: the ranked table in a terminal, else a line for every trial that ends."""
 
     def __init__(self, sweep: "Sweep") -> None:
-        self.sweep, self.console, self.live = sweep, OUT.console(), None
+        self.sweep, self.console = sweep, OUT.console()
+        self.live: Any = None  # a rich.live.Live, where there is a terminal
 
     def __enter__(self) -> "Lines":
         if self.console.is_terminal:
@@ -286,7 +296,7 @@ def _tell(setup: "Setup", sweep: "Sweep") -> int:
     if sweep.plan.space.summary:
         told["summary"] = sweep.summary()
     elif best is None:
-        OUT.error(f"{setup.directory}: no trial came to a figure", f"failure.json in {setup.directory}/trials/* says why")
+        OUT.error(f"{setup.directory}: no trial came to a figure", "failure.json in trials/* there says why")
     else:
         metrics = {"validation": best.metrics, "test": _test(setup, best.trial)}
         told["best"] = {"trial": best.trial, "settings": best.settings, "metrics": metrics}
@@ -297,8 +307,12 @@ def _tell(setup: "Setup", sweep: "Sweep") -> int:
         OUT.say(f"next: whipray train {setup.task} --config {setup.directory / 'best.yaml'}")
     from distributed.tuning.sweep import finite
 
-    OUT.result(finite(told | {"trials": [row.plain() for row in sweep.ranked()]}))
+    OUT.result(finite(told | {"trials": _rows(sweep)}))
     return FAILED if best is None and not sweep.plan.space.summary else OK
+
+
+def _rows(sweep: "Sweep") -> list[dict[str, Any]]:
+    return [row.plain() for row in sweep.ranked()]
 
 
 def _test(setup: "Setup", trial: str) -> dict[str, float | None]:

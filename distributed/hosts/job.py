@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -154,7 +154,7 @@ class Attempt:
         self.seconds, self.speed = 0.0, 0.0  # of this attempt, rows a second; known at its end
         self.steps_per_epoch = -(-len(self.store.rows("train", job.run.data.limit)) // job.run.data.batch_size)
 
-    def progresses(self) -> Iterator[tuple[Progress, dict[str, Any] | None]]:
+    def progresses(self) -> Generator[tuple[Progress, dict[str, Any] | None]]:
         """Iterates the loop; with what it tells comes, on rank 0, the row that was recorded of it."""
         with contextlib.closing(train(self.job.run, self.store, self.job.directory, self.world, self.resume)) as told:
             for one in told:
@@ -179,13 +179,15 @@ class Attempt:
         total = limits.epochs * self.steps_per_epoch
         return step >= min(total, limits.steps or total) or state["loop"]["stopped_early"]
 
-    def conclude(self, steps: int, best_step: int, figures: dict[str, dict[str, float]], parameters: int | None) -> None:
+    def conclude(
+        self, steps: int, best_step: int, figures: dict[str, dict[str, float]], parameters: int | None
+    ) -> None:
         """Writes the summary that marks a run as finished; `figures` are those of its best checkpoint."""
         assert self.recorder is not None, "rank 0 concludes"
-        run = self.job.run
+        run, epochs = self.job.run, -(-steps // self.steps_per_epoch)
         self.recorder.conclude(run.values, {f"{s}/{n}": v for s, values in figures.items() for n, v in values.items()})
         told = {
-            "run": str(self.job.directory), "task": run.name, "epochs": -(-steps // self.steps_per_epoch), "steps": steps,
+            "run": str(self.job.directory), "task": run.name, "epochs": epochs, "steps": steps,
             "best_step": best_step, "objective": objective(run, self.store.facts)[0],
             "higher_is_better": objective(run, self.store.facts)[1],
             "metrics": {split: {n: finite(v) for n, v in values.items()} for split, values in figures.items()},

@@ -51,7 +51,7 @@ def connect(run: Run, address: str | None) -> None:
     if run.resources.workers > 1:
         raise UserError(
             f"resources.workers={run.resources.workers}: a trial trains in one process",
-            "resources.workers=1: the figures do not depend on the number of workers, and the trials share the machines",
+            "resources.workers=1: figures do not depend on the number of workers, and trials run side by side",
         )
     os.environ.update(ENVIRONMENT)  # before Ray starts: its workers inherit it
     ray_cluster.connect(address)
@@ -73,7 +73,8 @@ def tune(sweep: Sweep, setup: Setup, run: Run, show: Show) -> bool:
     """
     cpu, gpu = _resources(run)
     nodes = ray_cluster.nodes()
-    slots = sweep.plan.trials.concurrent or feasibility.most(cpu, gpu, nodes, ray_cluster.may_add())
+    slots = feasibility.most(cpu, gpu, nodes, ray_cluster.may_add())
+    slots = min(slots, sweep.plan.trials.concurrent or slots)
     name = f"whipray-{uuid.uuid4().hex[:12]}"  # trainables of one name would overwrite one another in the cluster
     shared = setup.directory if len(nodes) > 1 else None  # what several nodes write to, all must see
     with tempfile.TemporaryDirectory(prefix=".ray-", dir=shared) as scratch, interruptible() as stopped:
@@ -95,7 +96,13 @@ class Driver:
     """What Tune's callbacks share: the sweep, who is shown, and why it must end."""
 
     def __init__(
-        self, sweep: Sweep, setup: Setup, show: Show, slots: int, cpu: float, gpu: float,
+        self,
+        sweep: Sweep,
+        setup: Setup,
+        show: Show,
+        slots: int,
+        cpu: float,
+        gpu: float,
         stopped: Callable[[], bool],
     ) -> None:
         self.sweep, self.setup, self.show, self.slots, self.stopped = sweep, setup, show, slots, stopped
@@ -107,7 +114,7 @@ class Driver:
     def ending(self) -> bool:
         return self.error is not None or self.stopped()
 
-    def ask(self, tune_id: str) -> dict[str, Any] | None | str:
+    def ask(self, tune_id: str) -> dict[str, Any] | str | None:
         """Returns the next trial's configuration, None where there is no room, or Searcher.FINISHED."""
         if self.ending:
             return Searcher.FINISHED

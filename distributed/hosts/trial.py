@@ -46,7 +46,7 @@ class Setup:
 
     def run(self, settings: Mapping[str, Value]) -> Run:
         """Returns the run of one point of the space; raises UserError naming the line of the space that is wrong."""
-        drawn = {name: Given(value, f"search space {self.origins.get(name, '')}".strip()) for name, value in settings.items()}
+        drawn = {name: Given(value, f"search space {self.origins[name]}") for name, value in settings.items()}
         return resolve(self.task, {**DEFAULTS, **self.given, **drawn}, self.runs)
 
     def folder(self, trial: str) -> Path:
@@ -61,8 +61,8 @@ class Setup:
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "Setup":
         given = {name: Given(*one) for name, one in plain["given"].items()}
-        paths = [Path(plain[name]) for name in ("runs", "stores", "directory")]
-        return cls(plain["task"], given, plain["origins"], *paths, plain["summary"])
+        runs, stores, directory = (Path(plain[name]) for name in ("runs", "stores", "directory"))
+        return cls(plain["task"], given, plain["origins"], runs, stores, directory, plain["summary"])
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,10 @@ def work(
     setup: Setup, trial: str, settings: Mapping[str, Value], world: World, report: Report,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Ended | None:  # fmt: skip
-    """Trains a trial from its newest checkpoint to its end, or until `report` says stop; None where `stopped()` cut it off.
+    """Trains a trial from its newest checkpoint to its end, or until `report` says stop.
 
-    Every rank calls it; rank 0 reports. A loss that is not finite and a full memory are a failed trial; raises
-    UserError and whatever else goes wrong.
+    Returns None where `stopped()` cut it off. Every rank calls it; rank 0 reports. A loss that is not finite and a full
+    memory are a failed trial; raises UserError and whatever else goes wrong.
     """
     began = time.monotonic()
     run = setup.run(settings)

@@ -96,6 +96,7 @@ def parse(content: bytes, path: Path) -> tuple[list[Record], int]:
     lines = content.split(b"\n")
     for number, line in enumerate(lines, 1):
         last = number == len(lines) or not any(lines[number:])
+        record: Any = None
         try:
             record = json.loads(line, object_hook=decode, parse_constant=refuse)
             torn = number == len(lines) or not isinstance(record, dict)

@@ -70,7 +70,7 @@ class Grid:
             kept = sorted(random.Random(seed).sample(range(len(self._points)), count))
             self.note = f"{count} of the grid's {len(self._points)} points are tried, drawn at random"
             self._points = [self._points[index] for index in kept]
-        self.limit = len(self._points)
+        self.limit: int | None = len(self._points)
 
     def ask(self, trial_id: str) -> Settings | None:
         if self._next == len(self._points):
@@ -141,7 +141,7 @@ def suggest(trial: "OptunaTrial", name: str, dimension: Dimension) -> Value:
         return dimension.nth(trial.suggest_categorical(name, range(dimension.levels)))
     if isinstance(dimension, IntRange) and dimension.log:
         return trial.suggest_int(name, dimension.low, dimension.high, log=True)
-    if dimension.levels is not None:
+    if not isinstance(dimension, LogUniform) and dimension.levels is not None:
         return dimension.nth(trial.suggest_int(name, 0, dimension.levels - 1))
     return trial.suggest_float(name, dimension.low, dimension.high, log=isinstance(dimension, LogUniform))
 

@@ -129,6 +129,8 @@ class Sweep:
     summary (folds) has no such trial: all its points are run, to their ends, and none wins.
     """
 
+    _journal: Journal | None
+
     def __init__(self, plan: Plan, journal: Path) -> None:
         self._prepare(plan)
         self._journal = Journal.create(journal, self.plan.header())
@@ -192,7 +194,7 @@ class Sweep:
             raise UserError(error.message, error.hint) from None
         self._scheduler = SCHEDULERS[scheduler](grace=trials.grace, factor=trials.factor, higher_is_better=better)
         self._waiting: list[str] = []  # begun by an earlier process and not finished
-        self._journal: Journal | None = None
+        self._journal = None
 
     # ---- what executors call
 
@@ -267,9 +269,9 @@ class Sweep:
         """Returns all trials, best first; failed ones and those without a number last."""
 
         def rank(row: Row) -> tuple[bool, bool, float, bool, str]:
-            number = row.value is not None and not math.isnan(row.value)
-            order = 0.0 if not number else -row.value if self.plan.higher_is_better else row.value
-            return row.state == "failed", not number, order, row.state != "done", row.trial
+            value = math.nan if row.value is None else row.value
+            order = 0.0 if math.isnan(value) else -value if self.plan.higher_is_better else value
+            return row.state == "failed", math.isnan(value), order, row.state != "done", row.trial
 
         return sorted(self.rows.values(), key=rank)
 

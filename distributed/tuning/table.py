@@ -49,7 +49,7 @@ def ranked_table(sweep: Sweep, limit: int | None = None) -> Table:
 
 
 def headline(sweep: Sweep) -> str:
-    states = Counter(row.state for row in sweep.rows.values())
+    states: Counter[str] = Counter(row.state for row in sweep.rows.values())
     counts = ", ".join(f"{states[state]} {state}" for state in STYLES if states[state])
     return f"{len(sweep.rows)} of {sweep.total} trials{f': {counts}' if counts else ''}"
 

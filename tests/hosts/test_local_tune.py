@@ -180,6 +180,7 @@ def test_a_space_that_some_trial_would_stumble_over_is_refused(tmp_path, stores,
     [
         (["trials.cuont=3"], "unknown setting 'trials.cuont' (command line)", "did you mean 'trials.count'?"),
         (["trails.count=3"], "unknown setting 'trails.count' (command line)", "did you mean 'trials.count'?"),
+        (["epochs=3"], "unknown setting 'epochs' (command line)", "train.epochs"),
         (["--search", "tpee"], "trials.search=tpee", "did you mean 'tpe'?"),
         (["--trials", "0"], "trials.count=0 (command line): expected a whole number, at least 1", ""),
         (["--space", "digitz"], "there is no search space 'digitz'", "did you mean 'digits'?"),

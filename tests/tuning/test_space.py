@@ -331,3 +331,32 @@ def test_any_text_is_a_space_or_a_space_error(text: str) -> None:
         space_of(data, "any", origins)
     except SpaceError as error:
         assert error.message
+
+
+CONDITIONAL = {
+    "optimizer.lr": {"log_uniform": [0.01, 1]},
+    "optimizer.name": {"choice": ["adam", "sgd", "rmsprop"]},
+    "optimizer.momentum": {"uniform": [0, 0.9], "when": {"optimizer.name": ["sgd", "rmsprop"]}},
+    "task.width": {"int": [1, 3], "when": {"optimizer.name": "sgd"}},
+}
+
+
+def test_corners_show_every_choice_and_both_ends_of_every_range() -> None:
+    space = space_of(CONDITIONAL)
+    corners = list(space.corners())
+    assert all(space.holds(corner) for corner in corners)
+    assert {corner["optimizer.name"] for corner in corners} == {"adam", "sgd", "rmsprop"}
+    for name, ends in {"optimizer.lr": (0.01, 1), "optimizer.momentum": (0, 0.9), "task.width": (1, 3)}.items():
+        assert set(ends) <= {corner[name] for corner in corners if name in corner}
+
+
+def test_a_pinned_setting_no_longer_varies_and_takes_what_depends_on_it_along() -> None:
+    space = space_of(CONDITIONAL)
+    adam = space.pinned("optimizer.name", "adam")
+    assert (dict(adam.fixed), list(adam.dimensions)) == ({"optimizer.name": "adam"}, ["optimizer.lr"])
+    rmsprop = space.pinned("optimizer.name", "rmsprop")
+    assert list(rmsprop.dimensions) == ["optimizer.lr", "optimizer.momentum"]
+    assert rmsprop.dimensions["optimizer.momentum"].when == {"optimizer.name": ("rmsprop",)}
+    still = space.pinned("optimizer.momentum", 0.5)
+    assert {point.get("optimizer.momentum") for point in still.grid(2)} == {None, 0.5}
+    assert "optimizer.momentum" in still.dimensions
