@@ -127,7 +127,7 @@ def publish(target: Path, manifest: dict[str, Any]) -> Iterator[Folder]:
         folder = Folder(temporary)
         yield folder
         whole = {**manifest, "files": folder.files}
-        text = to_json({**whole, "digest": _digest(whole)}, indent=1)
+        text = to_json({**whole, "digest": digest_of(whole)}, indent=1)
         _write_synced(temporary / "manifest.json", text.encode())
         sync_folder(temporary)
         if target.exists():  # an incomplete folder of the same name: a rename cannot replace it
@@ -141,7 +141,7 @@ def publish(target: Path, manifest: dict[str, Any]) -> Iterator[Folder]:
     sync_folder(target.parent)
 
 
-def _digest(manifest: dict[str, Any]) -> str:
+def digest_of(manifest: dict[str, Any]) -> str:
     """Returns a checksum of what a manifest says, however it is laid out."""
     return f"{zlib.crc32(json.dumps(manifest, sort_keys=True).encode()):08x}"
 
@@ -169,7 +169,7 @@ def read_manifest(folder: Path, formats: tuple[int, ...]) -> dict[str, Any]:
     if version not in formats:
         raise UserError(f"{path}: is of format {version}, this whipray reads {formats[-1]}",
                         "use the whipray that wrote it, or make it anew")  # fmt: skip
-    if digest != _digest(manifest):
+    if digest != digest_of(manifest):
         raise UserError(f"{path}: was changed after it was written", "make it anew; such files are not to be edited")
     for name in sizes:
         if name != Path(name).name or name.startswith("."):

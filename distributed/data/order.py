@@ -114,6 +114,7 @@ def portions(batch: np.ndarray, rank: int, world_size: int, micro_batch_size: in
 
 def smallest_portion(plan: Plan, world_size: int, micro_batch_size: int | None) -> int:
     """Returns the fewest rows that any worker ever gets in one micro-batch."""
-    share = (plan.rows // plan.steps) // world_size
-    parts = max(1, -(-share // (micro_batch_size or max(share, 1))))
-    return share // parts
+    batches = {plan.rows // plan.steps, -(-plan.rows // plan.steps)}
+    shares = {share for batch in batches for share in (batch // world_size, -(-batch // world_size))}
+    # One row above the micro-batch size makes two halves: the larger share can have the smaller parts.
+    return min(share // max(1, -(-share // (micro_batch_size or max(share, 1)))) for share in shares)

@@ -17,6 +17,12 @@ def store(whipray, tmp_path) -> Path:
     return Path(whipray("data", "prepare", "digits", "--stores", tmp_path / "stores", "--json").json["store"])
 
 
+def _seal(store: Path, manifest: dict) -> None:
+    """Writes a manifest as if the store had been published so."""
+    manifest.pop("digest")
+    durable.write_json(store / "manifest.json", {**manifest, "digest": durable.digest_of(manifest)})
+
+
 def test_data_are_prepared_once(whipray, tmp_path):
     first = whipray("data", "prepare", "digits", "--stores", "stores", "--json").json
     assert sum(first["rows"].values()) == ROWS and first["skipped"] == 0 and first["bytes"] > 100_000
@@ -91,7 +97,7 @@ def test_a_shard_that_is_no_arrow_is_found_though_its_checksum_is_right(refused,
     shard, manifest = _shard(store, "test"), json.loads((store / "manifest.json").read_bytes())
     shard.write_bytes(b"not arrow")
     manifest["files"][shard.name] = {"bytes": 9, "crc32": durable.checksum(shard)}
-    durable.write_json(store / "manifest.json", manifest)
+    _seal(store, manifest)
     assert "is no valid Arrow file" in refused("data", "verify", store)
 
 
@@ -102,7 +108,7 @@ def test_text_that_is_not_utf8_is_found_though_its_checksum_is_right(refused, st
     with pa.OSFile(str(shard), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     manifest["files"][shard.name] = {"bytes": shard.stat().st_size, "crc32": durable.checksum(shard)}
-    durable.write_json(store / "manifest.json", manifest)
+    _seal(store, manifest)
     assert "UTF8" in refused("data", "verify", store)
 
 

@@ -85,7 +85,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch, mode
 
 
 def rewrite(folder, manifest: dict) -> None:
-    manifest["digest"] = durable._digest(manifest)
+    manifest["digest"] = durable.digest_of(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
