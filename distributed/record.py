@@ -1,5 +1,6 @@
 """What a run leaves behind while it trains: metrics.jsonl, TensorBoard events, and metrics.parquet at the end."""
 
+import importlib
 import json
 import logging
 import math
@@ -93,12 +94,11 @@ class _Board:
     """TensorBoard events, written without torch or TensorFlow."""
 
     def __init__(self, directory: Path, resumed_at: int | None) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        # Generated classes, which no type checker sees.
-        self.events: Any = event_pb2
-        self.summaries: Any = summary_pb2
+        # Modules of generated classes, which no type checker sees.
+        self.events: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
+        self.summaries: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2")
         self.writer = EventFileWriter(str(directory), max_queue_size=100, flush_secs=10)
         if resumed_at is not None:
             # TensorBoard forgets what an earlier process wrote after this step.

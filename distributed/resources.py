@@ -14,7 +14,7 @@ class Resources:
     workers: Annotated[int, Ge(1)] = 1  # processes that share each batch
     gpu: Annotated[float, Ge(0)] | None = None  # devices a worker; none: one where the machine has any
     cpu: Annotated[float, Gt(0)] | None = None  # cores a worker; none: an equal share, 1 under Ray
-    host: Literal["auto", "local", "ray"] = "auto"  # who runs it; auto: this process; Ray for several workers and in submitted jobs
+    host: Literal["auto", "local", "ray"] = "auto"  # auto: this process; Ray for several workers, and in jobs
 
     @property
     def on_ray(self) -> bool:

@@ -1,9 +1,11 @@
 """Runs on disk: found by path or name, listed, and resolved again from what they wrote."""
 
+import contextlib
 import json
 import platform
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,16 @@ def write_failure(directory: Path, rank: int, error: BaseException) -> None:
         "rank": rank, "host": platform.node(), "kind": type(error).__name__, "message": message, "hint": hint,
         "traceback": "".join(traceback.format_exception(error)), "time": time.time(),
     })  # fmt: skip
+
+
+@contextlib.contextmanager
+def naming_failures(directory: Path, rank: int) -> Iterator[None]:
+    """Writes down whatever is raised inside, and lets it pass."""
+    try:
+        yield
+    except BaseException as error:
+        write_failure(directory, rank, error)
+        raise
 
 
 def failure(directory: Path) -> dict[str, Any] | None:

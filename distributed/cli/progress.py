@@ -10,6 +10,8 @@ from distributed.cli.output import OUT
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from distributed.hosts.job import Job
+
 INTERVAL = 5.0  # seconds between two lines of training figures where there is no terminal
 NOT_FIGURES = ("kind", "epoch", "step", "time", "samples_per_second", "lr")
 
@@ -23,11 +25,19 @@ def figures(row: dict[str, Any], most: int = 4) -> str:
 class Lines:
     """Shows the rows of metrics.jsonl as they come."""
 
-    def __init__(self, run: Any) -> None:
-        self.epochs = run.train.epochs
+    def __init__(self, one: "Job") -> None:
+        self.epochs = one.run.train.epochs
         self.console = OUT.console()
-        self.bar = _Bar(run, self.console) if self.console.is_terminal else None
+        # Started with the first row: a bar has a thread, and ranks may be forked before.
+        self.bar = _Bar(one.run.name, one.total_steps, self.console) if self.console.is_terminal else None
         self.latest = 0.0
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar:
+            self.bar.stop()
 
     def __call__(self, row: dict[str, Any]) -> None:
         if self.bar:
@@ -46,38 +56,37 @@ class Lines:
 class _Bar:
     """A progress bar over the whole training, with speed, loss and time left."""
 
-    def __init__(self, run: Any, console: Any) -> None:
+    def __init__(self, task: str, steps: int, console: Any) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(), console=console, transient=True,
+            TimeRemainingColumn(), TextColumn("left"), console=console, transient=True,
         )  # fmt: skip
-        self.task = self.progress.add_task(run.name.rpartition("/")[2], total=None, figures="")
-        self.epochs, self.steps = run.train.epochs, run.train.steps
-        self.progress.start()
-        sys.breakpointhook = self._make_way
+        self.task = self.progress.add_task(task.rpartition("/")[2], total=steps, figures="")
+
+    def stop(self) -> None:
+        self.progress.stop()
+        sys.breakpointhook = sys.__breakpointhook__
 
     def _make_way(self, *arguments: Any, **named: Any) -> Any:
         """A breakpoint() in a task: the bar would draw over the debugger."""
         import pdb
 
-        self.progress.stop()
-        sys.breakpointhook = sys.__breakpointhook__
+        self.stop()
         if os.environ.get("PYTHONBREAKPOINT"):  # a debugger of the user's choice
             return sys.__breakpointhook__(*arguments, **named)
         return pdb.Pdb().set_trace(sys._getframe().f_back)
 
     def show(self, row: dict[str, Any]) -> None:
+        if row["kind"] == "begin":
+            self.progress.start()
+            sys.breakpointhook = self._make_way
+        figure = self.progress.tasks[0].fields["figures"]
         if row["kind"] == "train":
             speed = f"{row['samples_per_second']:,.0f} samples/s" if "samples_per_second" in row else ""
-            self.progress.update(self.task, completed=row["step"], figures=f"{figures(row, 1)}  {speed}")
-        if row["kind"] == "validation" and row["epoch"]:
-            # How long an epoch is shows at the end of the first one.
-            total = round(row["step"] / row["epoch"] * self.epochs)
-            self.progress.update(self.task, total=min(total, self.steps or total), completed=row["step"])
-        if self.progress.tasks[0].finished:
-            self.progress.stop()
+            figure = f"{figures(row, 1)}  {speed}"
+        self.progress.update(self.task, completed=row["step"], figures=figure)
 
 
 def preparing() -> Any:

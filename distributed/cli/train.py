@@ -1,14 +1,12 @@
 """`whipray train`: one training of one task."""
 
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distributed import catalogue
 from distributed.cli import options
 from distributed.cli.output import FAILED, INTERRUPTED, OK, OUT
-
-if TYPE_CHECKING:
-    from distributed.hosts.job import Job
 
 
 def train(
@@ -39,49 +37,27 @@ def train(
 
 def start(run: Any, directory: Path, stores: Path, address: str | None, on_error: str) -> int:
     """Trains a resolved run in its directory on the host that its settings name; prints how it ended."""
-    from distributed.cli.progress import preparing
-    from distributed.hosts import job
-
-    trainer = _on_ray if run.resources.on_ray else _locally
-    if run.resources.on_ray:
-        from distributed.hosts import ray_train
-
-        ray_train.connect(run, address)  # an impossible request is refused before anything is prepared
-    with job.owned(directory):
-        store = _prepare(run, stores, on_error, preparing(), forks=run.resources.workers > 1)
-        one = job.Job(run, store, directory)
-        finished = job.begin(one)
-        if finished:
-            OUT.say(f"{directory} is finished already; give another --name, or more --epochs")
-        else:
-            OUT.say(f"{run.name}: {run.train.epochs} epochs, run {directory}")
-            if trainer(one, stores):
-                OUT.say(f"stopped; `whipray train {run.name} --name {directory.name}` with the same settings goes on")
-                return INTERRUPTED
-    return _tell(directory)
-
-
-def _prepare(run: Any, stores: Path, on_error: str, progress: Any, *, forks: bool) -> Path:
+    from distributed.cli.progress import Lines, preparing
     from distributed.hosts import job, local
 
-    def call() -> Path:
-        return job.prepare(run, stores, on_error=on_error, progress=progress)
-
-    return local.elsewhere(call) if forks else call()
-
-
-def _locally(one: "Job", stores: Path) -> bool:
-    from distributed.cli.progress import Lines
-    from distributed.hosts import local
-
-    return local.train(one, lambda: Lines(one.run))
-
-
-def _on_ray(one: "Job", stores: Path) -> bool:
-    from distributed.cli.progress import Lines
-    from distributed.hosts import ray_train
-
-    return ray_train.train(one, stores, Lines(one.run))
+    if run.resources.on_ray:
+        from distributed.hosts import ray_train as host
+    else:
+        host = local
+    host.connect(run, address)  # an impossible request is refused before anything is prepared
+    with job.owned(directory):
+        prepare = functools.partial(job.prepare, run, stores, on_error=on_error, progress=preparing())
+        one = job.Job(run, local.elsewhere(prepare) if run.resources.workers > 1 else prepare(), directory)
+        if job.begin(one):
+            OUT.say(f"{directory} is finished already; give another --name, or more --epochs")
+            return _tell(directory)
+        OUT.say(f"{run.name}: {run.train.epochs} epochs, run {directory}")
+        with Lines(one) as lines:
+            interrupted = host.train(one, stores, lines)
+    if interrupted:
+        OUT.say(f"stopped; `whipray train {run.name} --name {directory.name}` with the same settings goes on")
+        return INTERRUPTED
+    return _tell(directory)
 
 
 def _tell(directory: Path) -> int:

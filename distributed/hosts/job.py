@@ -41,6 +41,17 @@ class Job:
     store: Path
     directory: Path
 
+    @functools.cached_property
+    def steps_per_epoch(self) -> int:
+        rows = Store(self.store, dict(self.run.task.fields)).counts()["train"]
+        return -(-min(rows, self.run.data.limit or rows) // self.run.data.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training, unless it stops early."""
+        total = self.run.train.epochs * self.steps_per_epoch
+        return min(total, self.run.train.steps or total)
+
     def to_plain(self) -> dict[str, Any]:
         """Returns the job as plain data, so that a worker need not unpickle a user's classes."""
         given = {name: [given.value, given.origin] for name, given in self.run.givens().items()}
@@ -114,20 +125,13 @@ def work(job: Job, world: World, show: Show = lambda row: None, stopped: Callabl
 
     Whatever goes wrong is also written down in the run directory.
     """
-    try:
-        _work(job, world, show, lambda: stopped() or saved.is_asked_to_stop(job.directory))
-    except BaseException as error:
-        saved.write_failure(job.directory, world.rank, error)
-        raise
-
-
-def _work(job: Job, world: World, show: Show, stopped: Callable[[], bool]) -> None:
-    with contextlib.closing(Attempt(job, world)) as attempt:
+    with saved.naming_failures(job.directory, world.rank), contextlib.closing(Attempt(job, world)) as attempt:
+        show({"kind": "begin", "step": attempt.resume.step if attempt.resume else 0})
         with contextlib.closing(attempt.progresses()) as progresses:
             for progress, row in progresses:
                 if row:
                     show(row)
-                if stopped():
+                if stopped() or saved.is_asked_to_stop(job.directory):
                     progress.request("stop")
         end = attempt.end()
         if end:
@@ -152,7 +156,7 @@ class Attempt:
         self.recorder = Recorder(job.directory, job.run.log, step) if world.rank == 0 else None
         self.clock = Clock(job.run.data.batch_size, step or 0)
         self.seconds, self.speed = 0.0, 0.0  # of this attempt, rows a second; known at its end
-        self.steps_per_epoch = -(-len(self.store.rows("train", job.run.data.limit)) // job.run.data.batch_size)
+        self.steps_per_epoch = job.steps_per_epoch
 
     def progresses(self) -> Generator[tuple[Progress, dict[str, Any] | None]]:
         """Iterates the loop; with what it tells comes, on rank 0, the row that was recorded of it."""
@@ -175,9 +179,7 @@ class Attempt:
         return self._is_end(saved.step, checkpoint.state(saved.checkpoint))
 
     def _is_end(self, step: int, state: dict[str, Any]) -> bool:
-        limits = self.job.run.train
-        total = limits.epochs * self.steps_per_epoch
-        return step >= min(total, limits.steps or total) or state["loop"]["stopped_early"]
+        return step >= self.job.total_steps or state["loop"]["stopped_early"]
 
     def conclude(
         self, steps: int, best_step: int, figures: dict[str, dict[str, float]], parameters: int | None

@@ -16,27 +16,39 @@ from typing import Any
 
 import torch
 
+from distributed import saved
 from distributed.hosts import job
+from distributed.hosts.follow import Rows
 from distributed.hosts.job import Job, Show
 from distributed.resources import cpu_count
+from distributed.run import Run
 from distributed.world import World, joined, pick_device
 from tasks.errors import UserError
 
-MakeShow = Callable[[], Show]
-QUIET: MakeShow = lambda: lambda row: None  # noqa: E731
 GRACE = 30.0  # seconds that the other ranks get to end by themselves after one has failed
+POLL = 0.3  # seconds between two looks at what the ranks record
 
 
-def train(one: Job, make_show: MakeShow = QUIET) -> bool:
+def connect(run: Run, address: str | None) -> None:
+    """Raises UserError where this machine lacks the devices that the run asks for."""
+    if address is not None:
+        raise UserError("--address names a Ray cluster, but this run is to be trained without Ray",
+                        "leave it out, or train on Ray: resources.host=ray")  # fmt: skip
+    if run.resources.gpu and not (torch.cuda.device_count() or torch.backends.mps.is_available()):
+        raise UserError(f"resources.gpu={run.resources.gpu:g}: this machine has no device", "resources.gpu=0")
+
+
+def train(one: Job, stores: Path, show: Show = lambda row: None) -> bool:
     """Trains in as many processes as `resources.workers` says; returns whether it was interrupted before its end.
 
     Raises UserError and whatever training raises, of whichever process it was.
     """
-    if one.run.resources.workers == 1:
-        with interruptible() as stopped:
-            job.work(one, World(device=_device(one, 0)), make_show(), stopped)
-            return stopped()
-    return _forked(one, make_show)
+    with interruptible() as stopped:
+        if one.run.resources.workers == 1:
+            job.work(one, World(device=_device(one, 0)), show, stopped)
+        else:
+            _forked(one, show, stopped)
+        return stopped()
 
 
 def _device(one: Job, local_rank: int) -> torch.device:
@@ -65,34 +77,40 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _forked(one: Job, make_show: MakeShow) -> bool:
+def _forked(one: Job, show: Show, stopped: Callable[[], bool]) -> None:
     # Forked, not spawned: the children share what is imported. Safe because nothing parallel ran in the parent yet.
     context = multiprocessing.get_context("fork")
     size = one.run.resources.workers
-    with tempfile.TemporaryDirectory(prefix="whipray-") as folder, interruptible() as stopped:
+    rows = Rows(one.directory)
+    with tempfile.TemporaryDirectory(prefix="whipray-") as folder:
         meeting = f"file://{folder}/meeting"
         pipes = [context.Pipe(duplex=False) for _ in range(size)]
         ranks = [
-            context.Process(
-                target=_rank, args=(one, rank, meeting, pipes[rank][1], make_show, stopped), name=f"rank {rank}"
-            )
+            context.Process(target=_rank, args=(one, rank, meeting, pipes[rank][1], stopped), name=f"rank {rank}")
             for rank in range(size)
         ]
         sys.stdout.flush()
         sys.stderr.flush()
         for process in ranks:
             process.start()
+        show({"kind": "begin", "step": 0})
+
+        def look() -> None:
+            for row in rows.new():
+                show(row)
+            if stopped():  # a signal to this process alone
+                saved.ask_to_stop(one.directory)
+
         try:
-            _await(ranks, [receiving for receiving, _ in pipes])
+            _await(ranks, [receiving for receiving, _ in pipes], look)
         finally:
             for process in ranks:
                 if process.is_alive():
                     process.kill()
                 process.join()
-        return stopped()
 
 
-def _rank(one: Job, rank: int, meeting: str, tell: Any, make_show: MakeShow, stopped: Callable[[], bool]) -> None:
+def _rank(one: Job, rank: int, meeting: str, tell: Any, stopped: Callable[[], bool]) -> None:
     """One forked process, from joining to leaving; what it raises is told to the parent."""
     _die_with_parent()
     size = one.run.resources.workers
@@ -102,7 +120,7 @@ def _rank(one: Job, rank: int, meeting: str, tell: Any, make_show: MakeShow, sto
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
         with joined(rank, size, _device(one, rank), meeting) as world:
-            job.work(one, world, make_show() if rank == 0 else lambda row: None, stopped)
+            job.work(one, world, stopped=stopped)
         tell.send(None)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent must hear of it and raise it
         tell.send(_portable(error))
@@ -128,13 +146,18 @@ def _portable(error: BaseException) -> BaseException:
     return error
 
 
-def _await(ranks: list[Any], pipes: list[Any]) -> None:
-    """Waits for all ranks; raises what the first failing one raised, after its partners had a while to end."""
+def _await(ranks: list[Any], pipes: list[Any], look: Callable[[], Any]) -> None:
+    """Waits for all ranks, and has a look meanwhile.
+
+    Raises what the first failing one raised, after its partners had a while to end.
+    """
     failures: dict[int, BaseException] = {}
     deadline = None
     waiting = {process.sentinel: rank for rank, process in enumerate(ranks)}
     while waiting and (deadline is None or time.monotonic() < deadline):
-        for sentinel in multiprocessing.connection.wait(list(waiting), timeout=0.5):
+        ended = multiprocessing.connection.wait(list(waiting), timeout=POLL)
+        look()
+        for sentinel in ended:
             rank = waiting.pop(sentinel)  # type: ignore[index]
             told = pipes[rank].recv() if pipes[rank].poll() else _died(rank, ranks[rank])
             if told is not None:

@@ -104,6 +104,7 @@ def _fit(trainer: Trainer, one: Job, show: Show) -> bool:
     thread = threading.Thread(target=fit, name="ray train", daemon=True)
     with interruptible() as stopped:
         thread.start()
+        show({"kind": "begin", "step": 0})
         while thread.is_alive():
             thread.join(POLL)
             for row in rows.new():
