@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def parse(setting: Setting, given: Given) -> Any:
     except ValidationError:
         hint = setting.meaning and f"{setting.name}: {setting.meaning}"
         options = _options(setting.type)
-        if options and isinstance(value, str):
+        if options and isinstance(value, str) and get_close_matches(value, options, n=1):
             hint = did_you_mean(value, options)
         if isinstance(value, bool) and not _allows(setting.type, bool):
             hint = "YAML reads yes, no, on and off as true or false: put quotes around the word"
@@ -158,7 +159,8 @@ def describe(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(str(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
-        return f"a list of {describe(typing.get_args(kind)[0])}s"
+        plural = {int: "whole numbers", float: "numbers", str: "words"}
+        return f"a list of {plural.get(typing.get_args(kind)[0], 'values')}"
     return words.get(kind, getattr(kind, "__name__", str(kind)))
 
 
@@ -171,7 +173,10 @@ def from_words(words: Iterable[str]) -> Givens:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
-            raise UserError(f"'{word}' is not understood", "settings are written name=value, such as optimizer.lr=0.1")
+            raise UserError(
+                f"'{word}' is not understood",
+                f"settings are written name=value, such as {word if '.' in word else 'optimizer.lr'}=0.1",
+            )
         if name in found:
             raise UserError(f"'{name}' is given twice ({COMMAND_LINE})", "keep one of the two")
         found[name] = Given(value, COMMAND_LINE)
@@ -189,7 +194,8 @@ def from_yaml(path: Path) -> Givens:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}", "check the path given to --config") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read: {why}", "check the path given to --config") from None
     if len(text) > MAX_YAML_BYTES or len(re.findall(r"(?<![\w'\"])\*\w", text)) > MAX_YAML_ALIASES:
         raise UserError(f"{path}: is too large for a file of settings", "is it the right file?")
     try:

@@ -10,6 +10,7 @@ from distributed.data.order import Plan
 from distributed.data.store import Store
 from distributed.run import Run
 from distributed.world import World
+from tasks.errors import UserError, did_you_mean
 from tasks.task import Facts, Metric, Task
 
 
@@ -55,7 +56,13 @@ def _over_ranks(metric: Metric, world: World) -> float:
 
 
 def objective(run: Run, facts: Facts) -> tuple[str, bool]:
-    """Returns which figure decides the best checkpoint and trial, and whether higher is better."""
+    """Returns which figure decides the best checkpoint and trial, and whether higher is better.
+
+    Raises UserError for one that the task does not have.
+    """
     metrics: dict[str, Any] = run.task.metrics(facts)
     name = run.train.objective or next(iter(metrics), "loss")
+    if name not in metrics and not (name == "loss" and _has_loss(run.task)):
+        figures = [*metrics, *(["loss"] if _has_loss(run.task) else [])]
+        raise UserError(f"train.objective={name}: there is no such figure", did_you_mean(name, figures))
     return name, name in metrics and metrics[name].higher_is_better

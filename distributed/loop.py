@@ -23,12 +23,8 @@ from distributed.run import Run
 from distributed.schedules import Plateaus
 from distributed.update import ONLY, Updater
 from distributed.world import World
-from tasks.errors import UserError, did_you_mean
+from tasks.errors import RunFailed, UserError
 from tasks.task import Batch, Task
-
-
-class RunFailed(Exception):
-    """Training cannot go on for a reason that lies in the training itself, such as a loss that is not finite."""
 
 
 @dataclass
@@ -81,6 +77,7 @@ def train(
 
     Raises UserError for batches that the model or the ranks cannot share, RunFailed for a loss that is not finite.
     """
+    objective(run, store.facts)  # a misspelt one is refused before anything is learned
     rows = store.rows("train", run.data.limit)
     plan = Plan(len(rows), run.data.batch_size, run.train.seed, run.data.order, rows.lengths)
     _refuse_small_batches(plan, world.size, run.data.micro_batch_size)
@@ -206,8 +203,6 @@ def _save(run: Run, directory: Path, model: Model, updater: Updater, state: Stat
 def _judged(run: Run, store: Store, state: State, metrics: dict[str, float]) -> None:
     """Takes an evaluation into account: is it the best so far, has there been none for too long?"""
     name, higher_is_better = objective(run, store.facts)
-    if name not in metrics:
-        raise UserError(f"train.objective={name}: there is no such figure", did_you_mean(name, metrics))
     state.plateaus.history.append(metrics[name] if higher_is_better else -metrics[name])
     if state.plateaus.is_best():
         state.best_step = state.step
@@ -219,8 +214,8 @@ def _refuse_small_batches(plan: Plan, workers: int, micro_batch_size: int | None
     if smallest_portion(plan, workers, micro_batch_size) < 1:
         rows = plan.rows // plan.steps
         raise UserError(
-            f"a batch of {rows} rows cannot be shared by {workers} workers",
-            f"use at most {rows} workers, or a larger data.batch_size",
+            f"a batch of {rows} row{'s' * (rows != 1)} cannot be shared by {workers} workers",
+            f"resources.workers={rows} is the most that works, or take a larger data.batch_size",
         )
 
 

@@ -100,7 +100,12 @@ def check_names(given: Givens) -> None:
             continue  # of one entry of the model: which entries there are is the task's affair
         if parts[0] == "optimizer" and ":" in str(given.get("optimizer.name", Given("", "")).value):
             continue  # an optimizer class from elsewhere: its settings are known when it is imported
-        raise UserError(f"unknown setting '{name}' ({value.origin})", did_you_mean(name, _near(name, known)))
+        hint = (
+            "trials.* are settings of `whipray tune`"
+            if parts[0] == "trials"
+            else did_you_mean(name, _near(name, known))
+        )
+        raise UserError(f"unknown setting '{name}' ({value.origin})", hint)
 
 
 def _near(name: str, known: Iterable[str]) -> list[str]:

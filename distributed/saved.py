@@ -12,7 +12,7 @@ from typing import Any
 
 from distributed import config, durable
 from distributed.run import Run, resolve
-from tasks.errors import UserError, did_you_mean
+from tasks.errors import UserError, did_you_mean, place_of
 
 CONFIG, FACTS, SUMMARY, ENVIRONMENT, METRICS = (
     "config.yaml", "facts.json", "summary.json", "environment.json", "metrics.jsonl",
@@ -119,8 +119,9 @@ def write_failure(directory: Path, rank: int, error: BaseException) -> None:
         return
     message, hint = (error.message, error.hint) if isinstance(error, UserError) else (str(error), "")
     durable.write_json(path, {
-        "rank": rank, "host": platform.node(), "kind": type(error).__name__, "message": message, "hint": hint,
-        "traceback": "".join(traceback.format_exception(error)), "time": time.time(),
+        "rank": rank, "host": platform.node(), "time": time.time(),
+        "kind": type(error).__name__, "message": message, "hint": hint, "place": place_of(error),
+        "traceback": "".join(traceback.format_exception(error)),
     })  # fmt: skip
 
 
@@ -131,6 +132,8 @@ def naming_failures(directory: Path, rank: int) -> Iterator[None]:
         yield
     except BaseException as error:
         write_failure(directory, rank, error)
+        if not isinstance(error, UserError):
+            error.add_note(f"{directory / FAILURE} holds the whole traceback")
         raise
 
 

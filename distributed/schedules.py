@@ -145,8 +145,8 @@ class Plateaus:
         return len(self.history) - 1 - at
 
     def is_best(self) -> bool:
-        """Whether the last evaluation is a new best."""
-        return bool(self.history) and self.since_best() == 0
+        """Whether no evaluation was better than the last; at a tie, more training counts as better."""
+        return bool(self.history) and self.history[-1] >= max(v for v in [-math.inf, *self.history] if v == v)
 
     def falls(self, patience: int) -> int:
         """How many times `patience` evaluations in a row brought no new best."""

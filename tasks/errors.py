@@ -1,7 +1,9 @@
-"""The two errors that are meant for people: no torch here, so that a typo is answered at once."""
+"""The errors that are meant for people: no torch here, so that a typo is answered at once."""
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -19,8 +21,23 @@ class UserError(Exception):
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
+class RunFailed(Exception):
+    """Training cannot go on for a reason that lies in the training itself, such as a loss that is not finite."""
+
+
 class BadRow(Exception):
     """One row of the raw data is broken; the row is set aside and counted, up to `data.max_bad`."""
+
+
+def place_of(error: BaseException) -> str:
+    """Returns where an error arose, in code that is no library's: "my_task.py:33 in loss"; "" where that is nowhere.
+
+    An error that came from another process carries its place with it, as `place`.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename and "<frozen" not in frame.filename]
+    here = f"{Path(own[-1].filename).name}:{own[-1].lineno} in {own[-1].name}" if own else ""
+    return getattr(error, "place", here)
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

@@ -43,6 +43,8 @@ def _array(value: Any, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         raise BadRow(f"expected shape {shape}, got {array.shape}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise BadRow("holds a NaN or an infinity")
+    if np.dtype(dtype).kind in "iu" and array.dtype.kind == "f" and (array != np.floor(array)).any():
+        raise BadRow(f"expected whole numbers, got {array[array != np.floor(array)].flat[0]}")
     if np.dtype(dtype).kind in "iu" and array.size:
         limits = np.iinfo(dtype)
         if array.min() < limits.min or array.max() > limits.max:

@@ -43,7 +43,9 @@ def prepare(
     size = sum(split["bytes"] for split in told["splits"].values())
     seconds = round(time.monotonic() - began, 3)
     OUT.say(f"{', '.join(f'{name} {count:,}' for name, count in rows.items())} rows, {_size(size)}, {seconds:.1f} s")
-    OUT.say(f"store: {store}\nnext: whipray data show {store} | whipray train {task}")
+    OUT.say(
+        f"store: {store}\nnext: whipray data show {store} | " + " ".join(["whipray train", task, *(settings or [])])
+    )
     OUT.result(
         {
             "store": str(store),

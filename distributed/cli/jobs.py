@@ -58,7 +58,10 @@ def logs(job: Reference, follow: Follow = False, address: JobServer = None) -> i
 
 
 def stop(job: Reference, address: JobServer = None) -> int:
-    """Stop a job; a training writes a checkpoint first, from which the same words go on."""
+    """Stop a job.
+
+    A training writes a checkpoint first, from which the same words go on.
+    """
     from distributed.hosts import ray_jobs
 
     server = ray_jobs.Server(address)

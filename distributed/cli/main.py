@@ -1,5 +1,6 @@
 """Entry of the command: finds the verb, and turns whatever goes wrong into a message and an exit code."""
 
+import bdb
 import contextlib
 import logging
 import sys
@@ -7,7 +8,7 @@ import sys
 import typer
 
 from distributed.cli.output import FAILED, INTERRUPTED, MISUSED, OK, OUT, explain
-from tasks.errors import UserError
+from tasks.errors import RunFailed, UserError
 
 HELP = """Trains and tunes deep-learning models, on this machine or on a Ray cluster.
 
@@ -54,11 +55,18 @@ def _run(words: list[str]) -> int:
         _traceback(error)
         OUT.error(error.message, error.hint)
         return MISUSED
+    except RunFailed as error:
+        _traceback(error)
+        OUT.error(str(error), "; ".join(getattr(error, "__notes__", [])))
+        return FAILED
     except typer.TyperException as error:  # a verb, option or argument that is not there, or does not fit
         context = getattr(error, "ctx", None)
         message = error.format_message().replace("Value error, ", "")
         OUT.error(message, f"{context.command_path if context else 'whipray'} --help")
         return MISUSED
+    except bdb.BdbQuit:
+        OUT.error("left the debugger", "the same command with the same --name goes on from the last checkpoint")
+        return INTERRUPTED
     except (KeyboardInterrupt, typer.Abort):
         OUT.error("interrupted", "the same command with the same --name goes on from the last checkpoint")
         return INTERRUPTED
@@ -82,4 +90,5 @@ def _traceback(error: BaseException) -> None:
     if OUT.debug:
         import traceback
 
+        sys.stderr.write(getattr(error, "remote_traceback", ""))
         traceback.print_exception(error)

@@ -34,9 +34,8 @@ NoRay = Annotated[bool, typer.Option("--no-ray", help="Without Ray (resources.ho
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster to use; default: RAY_ADDRESS, else one of this machine's own.")
 ]
-OnError = Annotated[
-    Literal["skip", "stop"], typer.Option(help="Broken rows of the data: skip (up to data.max_bad) or stop.")
-]
+SkipOrStop = Literal["skip", "stop"]
+OnError = Annotated[SkipOrStop, typer.Option(help="Broken rows of the data: skip (up to data.max_bad) or stop.")]
 
 RUNS = Path("runs")
 

@@ -2,9 +2,9 @@
 
 import json
 import sys
-import traceback
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tasks.errors import place_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,10 +62,13 @@ class Output:
 OUT = Output()
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns "1 epoch" or "20 epochs"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def explain(error: BaseException) -> tuple[str, str]:
     """Returns an unforeseen error as one line that names where it arose, and what to do."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in frame.filename and "<frozen" not in frame.filename]
-    place = f" ({Path(own[-1].filename).name}:{own[-1].lineno} in {own[-1].name})" if own else ""
-    words = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {words[0] if words else ''}{place}", "--debug shows the whole traceback"
+    words, place = str(error).strip().splitlines(), place_of(error)
+    message = f"{type(error).__name__}: {words[0] if words else ''}" + (f" ({place})" if place else "")
+    return message, "; ".join(getattr(error, "__notes__", [])) or "--debug shows the whole traceback"

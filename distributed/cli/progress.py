@@ -5,11 +5,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from distributed.cli.output import OUT
+from distributed import catalogue
+from distributed.cli.output import OUT, counted
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from distributed.hosts.job import Job
 
 INTERVAL = 5.0  # seconds between two lines of training figures where there is no terminal
@@ -29,8 +28,12 @@ class Lines:
         self.epochs = one.run.train.epochs
         self.console = OUT.console()
         # Started with the first row: a bar has a thread, and ranks may be forked before.
-        self.bar = _Bar(one.run.name, one.total_steps, self.console) if self.console.is_terminal else None
-        self.latest = 0.0
+        self.bar = (
+            _Bar(catalogue.folder_name(one.run.name), one.total_steps, self.console)
+            if self.console.is_terminal
+            else None
+        )
+        self.latest, self.lost = 0.0, False
 
     def __enter__(self) -> "Lines":
         return self
@@ -50,7 +53,13 @@ class Lines:
             self._print(f"step {row['step']}  {figures(row)}{speed}")
 
     def _print(self, line: str) -> None:
-        self.console.print(line, markup=False)
+        if self.lost:
+            return
+        try:
+            self.console.print(line, markup=False)
+        except (BrokenPipeError, SystemExit):  # rich leaves the program when nobody reads any more
+            self.lost = True
+            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for as long as the process lives
 
 
 class _Bar:
@@ -63,7 +72,7 @@ class _Bar:
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(), TextColumn("left"), console=console, transient=True,
         )  # fmt: skip
-        self.task = self.progress.add_task(task.rpartition("/")[2], total=steps, figures="")
+        self.task = self.progress.add_task(task, total=steps, figures="")
 
     def stop(self) -> None:
         self.progress.stop()
@@ -102,28 +111,23 @@ def preparing() -> Any:
     return show
 
 
-def summary_table(summary: dict[str, Any]) -> "Table":
+def show_summary(summary: dict[str, Any]) -> None:
+    """Prints the figures of a finished run."""
     from rich.table import Table
 
     metrics = summary["metrics"]
-    table = Table(
-        title=f"{summary['task']}: best of {summary['epochs']} epochs by {summary['objective']}, "
-        f"step {summary['best_step']}"
-    )
+    table = Table()
     table.add_column("split")
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
     for name in names:
         table.add_column(name, justify="right")
     for split, values in metrics.items():
-        cells = [values.get(name) for name in names]
-        table.add_row(
-            split,
-            *("-" if value is None else f"{value:.4f}" for value in cells),
-            style="bold" if split == "test" else "",
-        )
-    table.caption = (
+        cells = ["-" if values.get(name) is None else f"{values[name]:.4f}" for name in names]
+        table.add_row(split, *cells, style="bold" if split == "test" else "")
+    epochs = counted(summary["epochs"], "epoch")
+    OUT.say(f"best of {epochs} by {summary['objective']}: step {summary['best_step']} of {summary['steps']}")
+    OUT.table(table)
+    OUT.say(
         f"{summary['seconds']:.1f} s, {summary['samples_per_second']:,.0f} samples/s, "
-        f"{summary['parameters']:,} parameters, "
-        f"{summary['workers']} worker{'s' * (summary['workers'] > 1)} on {summary['device']}"
+        f"{counted(summary['parameters'], 'parameter')}, {counted(summary['workers'], 'worker')} on {summary['device']}"
     )
-    return table

@@ -26,7 +26,10 @@ HERE_ONLY = ("submit", "jobs", "logs", "stop")  # verbs that are about a cluster
 def submit(
     words: Words, runs: SharedRuns, address: JobServer = None, name: JobName = None, no_follow: NoFollow = False
 ) -> int:
-    """Run a command on a cluster: the clone is sent there, logs and exit code come back."""
+    """Run a command on a cluster.
+
+    The clone is sent there; logs and the exit code come back.
+    """
     if name is not None:
         _check_name(name)
     if not Path(runs).is_absolute():

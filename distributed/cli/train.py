@@ -6,7 +6,7 @@ from typing import Any
 
 from distributed import catalogue
 from distributed.cli import options
-from distributed.cli.output import FAILED, INTERRUPTED, OK, OUT
+from distributed.cli.output import FAILED, INTERRUPTED, OK, OUT, counted
 
 
 def train(
@@ -23,7 +23,10 @@ def train(
     address: options.Address = None,
     on_error: options.OnError = "skip",
 ) -> int:
-    """Train a task: prepare its data, learn, keep checkpoints, and judge the best of them."""
+    """Train a task.
+
+    Its data are prepared, checkpoints are kept, and the best of them is judged in the end.
+    """
     given = options.check(
         task, options.collect(settings, config, workers=workers, epochs=epochs, seed=seed), no_ray=no_ray
     )
@@ -35,7 +38,7 @@ def train(
     return start(run, directory, options.stores_folder(stores), address, on_error)
 
 
-def start(run: Any, directory: Path, stores: Path, address: str | None, on_error: str) -> int:
+def start(run: Any, directory: Path, stores: Path, address: str | None, on_error: options.SkipOrStop) -> int:
     """Trains a resolved run in its directory on the host that its settings name; prints how it ended."""
     from distributed.cli.progress import Lines, preparing
     from distributed.hosts import job, local
@@ -45,30 +48,30 @@ def start(run: Any, directory: Path, stores: Path, address: str | None, on_error
     else:
         host = local
     host.connect(run, address)  # an impossible request is refused before anything is prepared
-    with job.owned(directory):
+    with job.owned(directory), job.withdrawn_if_refused(directory):
         prepare = functools.partial(job.prepare, run, stores, on_error=on_error, progress=preparing())
         one = job.Job(run, local.elsewhere(prepare) if run.resources.workers > 1 else prepare(), directory)
         if job.begin(one):
             OUT.say(f"{directory} is finished already; give another --name, or more --epochs")
             return _tell(directory)
-        OUT.say(f"{run.name}: {run.train.epochs} epochs, run {directory}")
+        OUT.say(f"{catalogue.folder_name(run.name)}: {counted(run.train.epochs, 'epoch')}, run {directory}")
         with Lines(one) as lines:
             interrupted = host.train(one, stores, lines)
     if interrupted:
-        OUT.say(f"stopped; `whipray train {run.name} --name {directory.name}` with the same settings goes on")
+        OUT.say(f"stopped; the same command with --name {directory.name} goes on")
         return INTERRUPTED
     return _tell(directory)
 
 
 def _tell(directory: Path) -> int:
     from distributed import saved
-    from distributed.cli.progress import summary_table
+    from distributed.cli.progress import show_summary
 
     summary = saved.summary(directory)
     if summary is None:
         OUT.error(f"{directory}: the run did not finish", "start it again with the same --name to go on")
         return FAILED
-    OUT.table(summary_table(summary))
+    show_summary(summary)
     run = f"{catalogue.folder_name(summary['task'])}/{directory.name}"
     OUT.say(
         f"run: {directory}\n"

@@ -45,7 +45,10 @@ def tune(
     address: options.Address = None,
     show: Annotated[bool, typer.Option("--show", help="Only show the search space, its size and ten samples.")] = False,
 ) -> int:
-    """Search for the settings with which a task trains best; `trials.*` are the settings of the search itself."""
+    """Search for the settings with which a task trains best.
+
+    `trials.*` are the settings of the search itself.
+    """
     flags = {"count": trials, "search": search, "scheduler": scheduler}
     words = [*(settings or []), *(f"trials.{key}={value}" for key, value in flags.items() if value is not None)]
     given = options.collect(words, config, workers=workers, epochs=epochs, seed=seed)

@@ -144,23 +144,30 @@ def prepare(
     split.check(data)
     path = locate(task, task_name, data, stores)
     if path.exists():
-        return _checked(path, task)
+        return _checked(path, task, data, on_error)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path.parent}: cannot be made: {error.strerror}", "give another folder by --stores") from None
     with FileLock(path.with_suffix(".lock")):
         if path.exists():
-            return _checked(path, task)
+            return _checked(path, task, data, on_error)
         _convert(guarded(task), data, path, on_error, progress)
     return path
 
 
-def _checked(path: Path, task: Task) -> Path:
+def _checked(path: Path, task: Task, data: Data, on_error: str) -> Path:
+    """Returns the path of a store that is whole, and that leaves out no more than is allowed now."""
     try:
-        durable.verify(path, Store(path, dict(task.fields)).manifest)
+        manifest = Store(path, dict(task.fields)).manifest
+        durable.verify(path, manifest)
     except UserError as error:
         raise UserError(error.message, f"remove {path} and it is prepared again from the raw data") from None
+    skipped = [Skipped(**one) for one in manifest["skipped"]["first"]]
+    for one in skipped:
+        _set_aside([], one, on_error)
+    rows = sum(shard["rows"] for shards in manifest["splits"].values() for shard in shards)
+    _refuse_if_too_many(skipped, manifest["skipped"]["rows"], rows + manifest["skipped"]["rows"], data.max_bad)
     return path
 
 
@@ -177,7 +184,7 @@ def _convert(task: Task, data: Data, path: Path, on_error: str, progress: Progre
             written[name] = list(_write(folder, name, encoded, task))
             counts[name] = sum(shard["rows"] for shard in written[name])
         total = sum(counts.values()) + len(skipped)
-        _refuse_if_too_many(skipped, total, data.max_bad)
+        _refuse_if_too_many(skipped, len(skipped), total, data.max_bad)
         _refuse_if_empty(counts, data)
         progress("written", sum(counts.values()), sum(counts.values()))
         manifest |= {
@@ -221,7 +228,7 @@ def _read(task: Task, data: Data, on_error: str, progress: Progress) -> tuple[li
         if number % 1000 == 0:
             progress("read", number, 0)
     if not rows:
-        _refuse_if_too_many(skipped, len(skipped), data.max_bad)
+        _refuse_if_too_many(skipped, len(skipped), len(skipped), data.max_bad)
         raise UserError(f"{task.source.path or type(task).__name__}: holds no rows", "check task.source.path")
     progress("read", len(rows), len(rows))
     splits = split.assign(data, given, contents)
@@ -289,10 +296,10 @@ def _set_aside(skipped: list[Skipped], one: Skipped, on_error: str) -> None:
     skipped.append(one)
 
 
-def _refuse_if_too_many(skipped: list[Skipped], total: int, most: float) -> None:
-    if skipped and len(skipped) > most * total:
+def _refuse_if_too_many(skipped: list[Skipped], count: int, total: int, most: float) -> None:
+    if skipped and count > most * total:
         raise UserError(
-            f"{len(skipped)} of {total} rows are broken; the first: {skipped[0].where}: {skipped[0].reason}",
+            f"{count} of {total} rows are broken; the first: {skipped[0].where}: {skipped[0].reason}",
             f"mend them, or allow more than {most:.0%}: data.max_bad=0.5",
         )
 

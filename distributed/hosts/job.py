@@ -4,19 +4,20 @@ import contextlib
 import functools
 import logging
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
 
-from distributed import checkpoint, config, durable, saved
+from distributed import catalogue, checkpoint, config, durable, saved
 from distributed.config import Given
 from distributed.data import convert
 from distributed.data.store import Store
@@ -66,25 +67,25 @@ class Job:
         return cls(resolve(plain["task"], given, Path(plain["runs"])), Path(plain["store"]), Path(plain["directory"]))
 
 
-def prepare(run: Run, stores: Path, *, on_error: str = "skip", progress: convert.Progress | None = None) -> Path:
+def prepare(
+    run: Run, stores: Path, *, on_error: Literal["skip", "stop"] = "skip", progress: convert.Progress | None = None
+) -> Path:
     """Returns the store of a run's task, prepared now where it is not there yet."""
     shown = progress or (lambda stage, done, total: None)
-    return convert.prepare(run.task, saved_name(run), run.data, stores, on_error=on_error, progress=shown)  # type: ignore[arg-type]
-
-
-def saved_name(run: Run) -> str:
-    from distributed.catalogue import folder_name
-
-    return folder_name(run.name)
+    name = catalogue.folder_name(run.name)
+    return convert.prepare(run.task, name, run.data, stores, on_error=on_error, progress=shown)
 
 
 @contextlib.contextmanager
-def owned(directory: Path) -> Any:
+def owned(directory: Path) -> Iterator[None]:
     """Holds a run directory while this process trains it; raises UserError where another one does.
 
     The lock goes with the process, however it ends.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be made: {error.strerror}", "give another folder by --runs") from None
     lock = FileLock(directory / ".lock")
     try:
         lock.acquire(timeout=1)  # a look at the run's state holds it for a moment
@@ -96,6 +97,18 @@ def owned(directory: Path) -> Any:
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def withdrawn_if_refused(directory: Path) -> Iterator[None]:
+    """Removes what a run has written before it was refused; one that has learned anything stays as it is."""
+    begun = (directory / saved.CONFIG).exists()
+    try:
+        yield
+    except UserError:
+        if not begun and not any(directory.glob("checkpoints/*")):
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 def begin(job: Job) -> dict[str, Any] | None:
@@ -211,7 +224,9 @@ def judge(attempt: Attempt, end: checkpoint.Checkpoint) -> dict[str, dict[str, f
     model.restore(best.model, str(best.path))
     figures = {split: Evaluator(job.run, store, split, world)(model.plain) for split in ("validation", "test")}
     if world.rank == 0:
-        attempt.conclude(end.step, best.step, figures, sum(p.numel() for p in model.plain.parameters()))
+        attempt.conclude(
+            end.step, best.step, figures, sum(p.numel() for p in model.plain.parameters() if p.requires_grad)
+        )
     return figures
 
 

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from distributed.hosts.job import Job, Show
 from distributed.resources import cpu_count
 from distributed.run import Run
 from distributed.world import World, joined, pick_device
-from tasks.errors import UserError
+from tasks.errors import UserError, place_of
 
 GRACE = 30.0  # seconds that the other ranks get to end by themselves after one has failed
 POLL = 0.3  # seconds between two looks at what the ranks record
@@ -135,14 +136,16 @@ def _die_with_parent() -> None:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """The error as it can cross a pipe: itself where it pickles, else its words."""
+    """The error as it can cross a pipe: itself where it pickles, else its words; with its place and traceback."""
     from multiprocessing.reduction import ForkingPickler
 
+    told = {"place": place_of(error), "remote_traceback": "".join(traceback.format_exception(error))}
     error.__cause__ = error.__context__ = None
     try:
         ForkingPickler.loads(ForkingPickler.dumps(error))
     except Exception:  # noqa: BLE001 - any failure to pickle means the same
-        return RuntimeError(f"{type(error).__name__}: {error}")
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.__dict__.update(told)
     return error
 
 

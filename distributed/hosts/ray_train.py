@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 import ray.train
+import torch
 from ray.train.torch import TorchConfig, get_device
 
 # The names that `ray.train` gives depend on an environment variable; these are version 2, which we are written for.
@@ -28,9 +29,10 @@ from distributed.hosts import feasibility, job, ray_cluster
 from distributed.hosts.follow import Rows
 from distributed.hosts.job import Job, Show
 from distributed.hosts.local import interruptible
+from distributed.resources import cpu_count
 from distributed.run import Run
 from distributed.world import TIMEOUT, World
-from tasks.errors import UserError
+from tasks.errors import RunFailed, UserError
 
 POLL = 0.3  # seconds between two looks at the run directory
 log = logging.getLogger("whipray")
@@ -38,6 +40,10 @@ log = logging.getLogger("whipray")
 
 def connect(run: Run, address: str | None) -> None:
     """Joins the cluster, or starts one of this machine's own; raises UserError where it can never hold the run."""
+    if address is None and "RAY_ADDRESS" not in os.environ and not ray.is_initialized():
+        # A Ray of our own will have what this machine has: no need to start it for a refusal.
+        mine = {"CPU": float(cpu_count()), "GPU": float(torch.cuda.device_count())}
+        feasibility.check(run.resources.workers, run.resources.cpu or 1.0, run.resources.gpu or 0.0, [mine])
     ray_cluster.connect(address)
     feasibility.check(run.resources.workers, *_per_worker(run), ray_cluster.nodes(), ray_cluster.may_add())
 
@@ -123,10 +129,13 @@ def _raise(directory: Path, error: BaseException) -> None:
     told = saved.failure(directory)
     if told and told["kind"] == "UserError":
         raise UserError(told["message"], told["hint"]) from error
+    if told and told["kind"] == "RunFailed":
+        raise RunFailed(told["message"]) from error
     if told:
-        raise RuntimeError(
-            f"rank {told['rank']} on {told['host']}: {told['kind']}: {told['message']}\n{told['traceback']}"
-        )
+        failed = RuntimeError(f"rank {told['rank']} on {told['host']}: {told['kind']}: {told['message']}")
+        failed.__dict__.update(place=told["place"], remote_traceback=told["traceback"])
+        failed.add_note(f"{directory / saved.FAILURE} holds the whole traceback")
+        raise failed from error
     failures = getattr(error, "worker_failures", {})
     words = "; ".join(f"rank {rank}: {str(failure).strip().splitlines()[0]}" for rank, failure in failures.items())
     raise RuntimeError(words or str(error)) from error

@@ -17,12 +17,12 @@ from distributed.config import Given, Givens
 from distributed.evaluation import objective
 from distributed.hosts import job
 from distributed.hosts.job import Attempt, Job
-from distributed.loop import RunFailed
 from distributed.run import Run, resolve
 from distributed.tuning.schedulers import Decision
 from distributed.tuning.sweep import Outcome
 from distributed.world import World
 from search_spaces.dimensions import Value
+from tasks.errors import RunFailed
 
 # epoch, objective, figures, whether the training ends there -> does it go on?
 Report = Callable[[int, float | None, dict[str, Any], bool], Decision]

@@ -13,5 +13,5 @@ class Trials:
     scheduler: Literal["asha", "none"] = "asha"  # which trials are stopped early
     concurrent: Annotated[int, Ge(1)] | None = None  # trials at once; none: as many as the resources hold
     seed: Annotated[int, Ge(0)] = 0  # of the search, not of the trainings
-    grace: Annotated[int, Ge(1)] = 1  # epochs before a trial may be stopped
+    grace: Annotated[int, Ge(1)] = 3  # epochs before a trial may be stopped
     factor: Annotated[int, Ge(2)] = 3  # of the trials that get that far, one in so many goes on

@@ -10,10 +10,10 @@ from distributed import checkpoint
 from distributed.data.store import Store
 from distributed.evaluation import Evaluator
 from distributed.hosts.job import Job
-from distributed.loop import RunFailed, train
+from distributed.loop import train
 from distributed.model import Model, read
 from distributed.world import World
-from tasks.errors import UserError
+from tasks.errors import RunFailed, UserError
 from tests import runs
 
 SHAPES = Path(__file__).parents[1] / "shapes.py"
@@ -49,7 +49,7 @@ def test_training_stops_early_when_the_objective_has_not_improved(tmp_path, stor
     words = ["optimizer.lr=1e-12", "train.epochs=50", "train.patience=3", "train.objective=accuracy"]
     one = runs.train(tmp_path, stores, "digits", *SMALL, *words)
     assert runs.summary(one)["epochs"] == 4
-    assert runs.summary(one)["best_step"] == 4
+    assert runs.summary(one)["best_step"] == 16, "at a tie the later one is the best"
 
 
 def test_an_objective_that_falls_is_better_when_it_is_low(tmp_path, stores):
@@ -78,7 +78,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_last_good_che
 
 def test_a_batch_that_the_workers_cannot_share_is_refused(tmp_path, stores):
     one = runs.begin(tmp_path, stores, "digits", "task.model=mlp", "data.batch_size=2")
-    with pytest.raises(UserError, match=r"a batch of \d rows cannot be shared by 3 workers"):
+    with pytest.raises(UserError, match=r"a batch of \d rows? cannot be shared by 3 workers"):
         progresses(one, World(0, 3))
 
 

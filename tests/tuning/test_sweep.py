@@ -29,7 +29,7 @@ EPOCHS = 9
 
 
 def plan(**changes: object) -> Plan:
-    return Plan(load("default"), Trials(**changes), "accuracy", True, DEFAULTS, {"task.model": "cnn"})
+    return Plan(load("default"), Trials(**{"grace": 1, **changes}), "accuracy", True, DEFAULTS, {"task.model": "cnn"})
 
 
 def accuracy(trial: Trial, epoch: int) -> float:
