@@ -186,6 +186,14 @@ def test_broken_rows_are_counted_and_refused_above_the_threshold(tmp_path, caplo
     assert "2 of 60 rows set aside" in caplog.text
 
 
+def test_what_was_set_aside_before_is_held_to_what_is_allowed_now(tmp_path):
+    convert.prepare(Broken(), "x", Data(max_bad=0.1), tmp_path)
+    with pytest.raises(UserError, match="2 of 60 rows are broken"):
+        convert.prepare(Broken(), "x", Data(max_bad=0), tmp_path)
+    with pytest.raises(UserError, match=r"row 4 \(3\): is torn"):
+        convert.prepare(Broken(), "x", Data(max_bad=0.1), tmp_path, on_error="stop")
+
+
 def test_the_first_broken_row_stops_where_that_is_asked(tmp_path):
     with pytest.raises(UserError, match=r"row 4 \(3\): is torn"):
         convert.prepare(Broken(), "x", Data(max_bad=1), tmp_path, on_error="stop")
@@ -194,6 +202,8 @@ def test_the_first_broken_row_stops_where_that_is_asked(tmp_path):
 VALUES = [
     (Image(1, 2, 2), [[1, 2]], "expected shape"),
     (Image(1, 1, 1), [[[300]]], "expected values of 0..255"),
+    (Image(1, 1, 1), [[[0.7]]], "expected whole numbers, got 0.7"),
+    (Label(classes=2), 0.5, "expected whole numbers"),
     (Vector(2), [1, float("nan")], "NaN"),
     (Vector(2), "ab", "expected numbers"),
     (Number(), None, "is missing"),

@@ -144,8 +144,27 @@ def test_what_goes_wrong_in_a_rank_is_one_message_and_stands_in_the_run(
     assert told.returncode == code, told.stderr
     assert words in told.stderr
     assert "Traceback" not in told.stderr
+    if trouble == "raise":
+        assert "own.py" in told.stderr, "the place is the task's, whichever process it was"
     failure = json.loads((tmp_path / "runs" / "own.Own" / "x" / "failure.json").read_text())
     assert words.split(": ")[-1] in failure["message"]
+
+
+def test_a_refused_run_leaves_nothing_behind(tmp_path, stores, own):
+    told = whipray(tmp_path, stores, "train", own, "train.objective=acc", "--name", "x")
+    assert told.returncode == 2
+    assert "did you mean 'accuracy'?" in told.stderr
+    assert not (tmp_path / "runs" / "own.Own" / "x").exists()
+
+
+def test_training_goes_on_when_nobody_reads_its_words_any_more(tmp_path, stores, own):
+    words = ["train", own, "train.epochs=30", "--name", "x", "--runs", str(tmp_path / "runs"), "--stores", str(stores)]
+    process = subprocess.Popen([sys.executable, str(HOME / "whipray.py"), *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    process.wait(timeout=60)
+    assert (tmp_path / "runs" / "own.Own" / "x" / "summary.json").exists()
 
 
 def test_a_killed_rank_is_named_and_the_run_goes_on_when_started_again(tmp_path, stores, own):
