@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FORMAT = 1
-BROKEN = (UserError, OSError, ValueError, KeyError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +36,8 @@ class Checkpoint:
     """One checkpoint that was read and found whole."""
 
     step: int
+    task: str  # as a user writes it
+    best_step: int | None  # of the run so far
     model: dict[str, "Tensor"]
     optimizer: dict[str, "Tensor"]
     state: dict[str, Any]
@@ -48,55 +49,66 @@ def folder_of(run_directory: Path, step: int) -> Path:
 
 
 def save(
-    run_directory: Path,
-    step: int,
-    task: str,
-    model: dict[str, "Tensor"],
-    optimizer: dict[str, "Tensor"],
-    state: dict[str, Any],
-) -> Path:
-    """Publishes one checkpoint and points `last` at it; returns its folder."""
+    run_directory: Path, step: int, task: str, best_step: int | None, keep: int,
+    model: dict[str, "Tensor"], optimizer: dict[str, "Tensor"], state: dict[str, Any],
+) -> Path:  # fmt: skip
+    """Publishes one checkpoint, points `last` and `best`, and removes all but the newest `keep` and the best.
+
+    A kill in between leaves pointers behind that `repair` sets right: what counts stands in the manifest.
+    """
     from safetensors.torch import save as to_bytes
 
     target = folder_of(run_directory, step)
-    with durable.publish(target, {"format": FORMAT, "step": step, "task": task}) as folder:
+    manifest = {"format": FORMAT, "step": step, "task": task, "best_step": best_step}
+    with durable.publish(target, manifest) as folder:
         folder.add("model.safetensors", to_bytes(model))
         folder.add("optimizer.safetensors", to_bytes(optimizer))
         folder.add("state.json", durable.to_json(state, indent=1).encode())
-    durable.write(target.parent / "last", f"{target.name}\n")
+    _point(run_directory, step, best_step)
+    spared = {folder_of(run_directory, spare) for spare in (step, best_step) if spare is not None}
+    for old in list(_newest_first(run_directory))[keep:]:
+        if old not in spared:
+            shutil.rmtree(old)
     return target
 
 
-def mark_best(run_directory: Path, step: int) -> None:
-    target = folder_of(run_directory, step)
-    durable.write(target.parent / "best", f"{target.name}\n")
+def _point(run_directory: Path, last: int, best: int | None) -> None:
+    """`last` and `best` are files of one line for people and for tools."""
+    for name, step in (("last", last), ("best", best)):
+        if step is not None and folder_of(run_directory, step).exists():
+            durable.write(run_directory / "checkpoints" / name, f"{folder_of(run_directory, step).name}\n")
 
 
-def prune(run_directory: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints and the best one."""
-    folders = list(_newest_first(run_directory))
-    best = _named(run_directory, "best")
-    for old in folders[keep:]:
-        if old != best:
-            shutil.rmtree(old)
+def repair(run_directory: Path, found: "Checkpoint | None") -> None:
+    """Before a run goes on from `found`: removes what is newer and damaged, and what a kill has left half-made."""
+    for litter in [*run_directory.glob(".*.part"), *run_directory.glob("checkpoints/.*.part")]:
+        shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+    if found:
+        for folder in _newest_first(run_directory):
+            if folder.name > found.path.name:
+                shutil.rmtree(folder)
+        _point(run_directory, found.step, found.best_step)
 
 
 def read(folder: Path) -> Checkpoint:
     """Returns a checkpoint; raises UserError naming the file that is missing or damaged."""
+    from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
 
-    manifest = durable.read_manifest(folder, (FORMAT,))
-    durable.verify(folder, manifest)
     try:
+        manifest = durable.read_manifest(folder, (FORMAT,))
+        durable.verify(folder, manifest)
         return Checkpoint(
             step=manifest["step"],
+            task=manifest["task"],
+            best_step=manifest["best_step"],
             model=from_bytes((folder / "model.safetensors").read_bytes()),
             optimizer=from_bytes((folder / "optimizer.safetensors").read_bytes()),
             state=json.loads((folder / "state.json").read_bytes()),
             path=folder,
         )
-    except BROKEN as error:
-        raise UserError(f"{folder}: cannot be read: {error}", "it was tampered with") from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"{folder}: cannot be read: {error}", "it was damaged or tampered with") from error
 
 
 def state(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Settings are the annotated fields of frozen dataclasses that live beside what th
 field is its meaning. This file knows none of them by name; `run.py` assembles them. No torch here.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -91,6 +92,10 @@ def build(cls: type, prefix: str, given: Mapping[str, Given]) -> Any:
             values[field.name] = build(type(field.default), name, given)
         elif name in given:
             values[field.name] = parse(settings_of(cls, prefix)[name], given[name])
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            setting = settings_of(cls, prefix)[name]
+            raise UserError(f"{name} must be given: {setting.meaning or describe(setting.type)}",
+                            f"write {name}=..., {describe(setting.type)}")  # fmt: skip
     return cls(**values)
 
 
@@ -100,6 +105,11 @@ def parse(setting: Setting, given: Given) -> Any:
 
     value = _from_text(setting.type, given.value) if given.text else given.value
     try:
+        if _has_stray_bool(setting.type, value):  # pydantic would take true for 1
+            raise UserError(
+                f"{setting.name}={given.value} ({given.origin}): expected {describe(setting.type)}, got {value!r}",
+                "YAML reads yes, no, on and off as true or false: put quotes around the word",
+            )
         adapter = TypeAdapter(setting.type, config=ConfigDict(allow_inf_nan=False))
         parsed = adapter.validate_python(value)
     except ValidationError:
@@ -107,8 +117,6 @@ def parse(setting: Setting, given: Given) -> Any:
         options = _options(setting.type)
         if options and isinstance(value, str) and get_close_matches(value, options, n=1):
             hint = did_you_mean(value, options)
-        if isinstance(value, bool) and not _allows(setting.type, bool):
-            hint = "YAML reads yes, no, on and off as true or false: put quotes around the word"
         raise UserError(
             f"{setting.name}={given.value} ({given.origin}): expected {describe(setting.type)}, got {given.value!r}",
             hint,
@@ -124,9 +132,32 @@ def _from_text(kind: Any, text: Any) -> Any:
         return text
     if text.lower() in ("none", "null") and _allows(kind, type(None)):
         return None
+    if kind is Any:
+        return _guess(text)
     if _allows(kind, tuple):
         return [part.strip() for part in text.strip("[]()").split(",") if part.strip()]
     return text
+
+
+def _guess(text: str) -> Any:
+    """A word of no known type: the number that it looks like (1e-3 too), else what YAML reads."""
+    with contextlib.suppress(ValueError):
+        return float(text) if set(text) & set(".eE") else int(text)
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _has_stray_bool(kind: Any, value: Any) -> bool:
+    if isinstance(value, bool):
+        return not _allows(kind, bool)
+    if isinstance(value, (list, tuple)):
+        items = [item for part in _parts(kind) if typing.get_origin(part) is tuple for item in typing.get_args(part)]
+        return (
+            bool(items) and not any(_allows(item, bool) for item in items) and any(isinstance(v, bool) for v in value)
+        )
+    return False
 
 
 def _parts(kind: Any) -> Iterable[Any]:
@@ -138,7 +169,7 @@ def _parts(kind: Any) -> Iterable[Any]:
 
 
 def _allows(kind: Any, wanted: type) -> bool:
-    return any((typing.get_origin(part) or part) is wanted for part in _parts(kind))
+    return any(part is Any or (typing.get_origin(part) or part) is wanted for part in _parts(kind))
 
 
 def _options(kind: Any) -> list[str]:
@@ -147,7 +178,14 @@ def _options(kind: Any) -> list[str]:
 
 def describe(kind: Any) -> str:
     """Returns a type in words: "a whole number, at least 1", "cnn or mlp"."""
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        type(None): "none",
+        Any: "a value",
+    }
     if typing.get_origin(kind) is typing.Annotated:
         inner, *extras = typing.get_args(kind)
         bounds = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -160,7 +198,9 @@ def describe(kind: Any) -> str:
         return " or ".join(str(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         plural = {int: "whole numbers", float: "numbers", str: "words"}
-        return f"a list of {plural.get(typing.get_args(kind)[0], 'values')}"
+        items = typing.get_args(kind)
+        count = "" if items[-1] is Ellipsis else f"{len(items)} "
+        return f"a list of {count}{plural.get(items[0], 'values')}"
     return words.get(kind, getattr(kind, "__name__", str(kind)))
 
 
@@ -183,23 +223,49 @@ def from_words(words: Iterable[str]) -> Givens:
     return found
 
 
-MAX_YAML_BYTES, MAX_YAML_ALIASES = 1 << 20, 100
+MAX_YAML_BYTES, MAX_YAML_DEPTH = 1 << 20, 20
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML alone: no aliases, which can make much out of little, no tags, and no bottomless nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event, self.depth = self.peek_event(), self.depth + 1
+        if isinstance(event, yaml.AliasEvent):
+            self._refuse(f"aliases such as *{event.anchor} are not read", "write the value itself", event)
+        if getattr(event, "tag", None):
+            self._refuse(f"tags such as {event.tag.replace('tag:yaml.org,2002:', '!!')} are not read", "write the value without it", event)
+        if self.depth > MAX_YAML_DEPTH:
+            self._refuse(f"is nested more than {MAX_YAML_DEPTH} deep", "is it the right file?", event)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and ":" in node.value:
+            self._refuse(
+                f"YAML 1.1 reads {node.value} as one number to the base of 60", f"put quotes around it: '{node.value}'",
+                event,
+            )  # fmt: skip
+        return node
+
+    def _refuse(self, problem: str, hint: str, event: yaml.Event) -> NoReturn:
+        raise yaml.composer.ComposerError(None, None, problem, event.start_mark, hint)
 
 
 def from_yaml(path: Path) -> Givens:
     """Reads a YAML file of settings, nested or dotted, each with its file and line as origin.
 
-    Raises UserError for what is no plain YAML, doubled keys, and files or aliases out of all proportion.
+    Raises UserError for what is no plain YAML, doubled keys, and files out of all proportion.
     """
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: cannot be read: {why}", "check the path given to --config") from None
-    if len(text) > MAX_YAML_BYTES or len(re.findall(r"(?<![\w'\"])\*\w", text)) > MAX_YAML_ALIASES:
+    if len(text) > MAX_YAML_BYTES:
         raise UserError(f"{path}: is too large for a file of settings", "is it the right file?")
     try:
-        node = yaml.compose(text, yaml.SafeLoader)
+        node = yaml.compose(text, _Loader)
         found: Givens = {}
         if node is not None:
             _walk(node, "", path, found, yaml.SafeLoader(""))
@@ -208,7 +274,7 @@ def from_yaml(path: Path) -> Givens:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         hint = "indent with spaces, not tabs" if "\\t" in str(problem) else "write plain YAML: `optimizer: {lr: 0.1}`"
-        raise UserError(f"{where}: {problem}", hint) from None
+        raise UserError(f"{where}: {problem}", getattr(error, "note", None) or hint) from None
     return found
 
 
@@ -217,6 +283,9 @@ def _walk(node: yaml.Node, prefix: str, path: Path, found: Givens, loader: Any) 
         raise UserError(f"{path}:{node.start_mark.line + 1}: expected names with values, got {node.value!r:.60}",
                         "write settings as `optimizer: {lr: 0.1}`")  # fmt: skip
     for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise UserError(f"{path}:{key.start_mark.line + 1}: expected a name, got a list or a map",
+                            "write settings as `optimizer: {lr: 0.1}`")  # fmt: skip
         name = f"{prefix}{key.value}"
         origin = f"{path}:{key.start_mark.line + 1}"
         if isinstance(value, yaml.MappingNode):
@@ -224,7 +293,10 @@ def _walk(node: yaml.Node, prefix: str, path: Path, found: Givens, loader: Any) 
             continue
         if name in found:
             raise UserError(f"'{name}' is given twice ({found[name].origin} and {origin})", "keep one of the two")
-        found[name] = Given(loader.construct_object(value, deep=True), origin)
+        try:
+            found[name] = Given(loader.construct_object(value, deep=True), origin)
+        except ValueError as error:  # a day that no month has, a number of thousands of digits
+            raise UserError(f"{name} ({origin}): {error}", "put quotes around it where text is meant") from None
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:

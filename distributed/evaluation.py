@@ -29,7 +29,8 @@ class Evaluator:
         task, metrics = self.run.task, self.run.task.metrics(self.facts)
         loss = units = 0.0
         model.eval()
-        for batch in self.loader.once(self.run.data.micro_batch_size or self.run.data.batch_size):
+        share = -(-self.run.data.batch_size // self.world.size)  # no more than a rank holds in training
+        for batch in self.loader.once(self.run.data.micro_batch_size or share):
             with self.run.precision.autocast(self.world.device):
                 task.measure(metrics, task.predict(model, batch), batch)
                 part = float(task.units(batch)) if _has_loss(task) else 0.0
@@ -38,7 +39,7 @@ class Evaluator:
                     units += part
         figures = {name: _over_ranks(metric, self.world) for name, metric in metrics.items()}
         if _has_loss(task):
-            sums = torch.tensor([loss, units], dtype=torch.float64, device=self.world.device)
+            sums = torch.tensor([loss, units], dtype=self.world.sums, device=self.world.device)
             loss, units = self.world.total(sums).tolist()
             figures["loss"] = loss / max(units, 1e-9)
         return figures

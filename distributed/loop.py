@@ -26,6 +26,10 @@ from distributed.world import World
 from tasks.errors import RunFailed, UserError
 from tasks.task import Batch, Task
 
+RESERVED = {"kind", "epoch", "step", "time", "lr", "samples_per_second"}  # columns of metrics.jsonl
+ADVICE = "a smaller optimizer.lr or train.clip_norm=1 often helps"
+TRANSFORM = 1 << 41  # the draws of transform, apart from those of every micro-batch
+
 
 @dataclass
 class Progress:
@@ -84,7 +88,7 @@ def train(
     loader = Loader(run.task, rows, plan, run.precision, world)
     judge = Evaluator(run, store, "validation", world)
     model = Model.build(run, store.facts, world)
-    _refuse_single_rows(model.plain, plan, world.size, run.data.micro_batch_size)
+    _refuse_single_rows(model.learning(), plan, world.size, run.data.micro_batch_size)
     updater = Updater(model.wrapped, run.optimizers, run.precision, run.train.clip_norm, world)
     state = State()
     if resume:
@@ -116,7 +120,8 @@ def train(
         due = run.checkpoint.every is not None and state.step % run.checkpoint.every == 0
         if boundary or due or stop or save:
             path = _save(run, directory, model, updater, state, tally, world)
-            yield Progress("checkpoint", epoch, state.step, {}, path)
+            yield Progress("checkpoint", epoch, state.step, {}, path, wishes)
+            stop, _ = world.agree("stop" in wishes, False)
         if stop:
             return
 
@@ -125,24 +130,26 @@ def learn(run: Run, model: Model, updater: Updater, loader: Loader, tally: "Tall
     """One optimizer step: every micro-batch of its global batch leaves its gradients, then the parameters move."""
     world, task = loader.world, run.task
     epoch, k = divmod(step, loader.plan.steps)
-    batches = loader.micro_batches(epoch, k, run.data.micro_batch_size)
-    units, whole = _units(task, batches, len(loader.plan.batch(epoch, k)), world)
-    model.wrapped.train()
+    torch.manual_seed(seed_of(run.train.seed, step, TRANSFORM, world.rank))
+    rows, batches = loader.micro_batches(epoch, k, run.data.micro_batch_size)
+    units, whole = [float(count) for count in rows], float(len(loader.plan.batch(epoch, k)))
+    if type(task).units is not Task.units:  # known only when all of them are there
+        batches = list(batches)
+        units, whole = _counted(task, batches, world)
+    network = model.learning()
     for index, (batch, part) in enumerate(zip(batches, units, strict=True)):
         torch.manual_seed(seed_of(run.train.seed, step, index, world.rank))
-        update = updater.accumulate(step, part * world.size / whole, last=index == len(batches) - 1)
+        update = updater.accumulate(step, part * world.size / whole, last=index == len(rows) - 1)
         with update.sync(), run.precision.autocast(world.device):
-            losses = task.step(model.wrapped, batch, update)
+            losses = task.step(network, batch, update)
         tally.add(losses, part)
     updater.apply(step, factor)
 
 
-def _units(task: Task, batches: list[Batch], rows: int, world: World) -> tuple[list[float], float]:
+def _counted(task: Task, batches: list[Batch], world: World) -> tuple[list[float], float]:
     """Returns the units of each micro-batch, and of the whole global batch over all ranks."""
-    if type(task).units is Task.units:
-        return [float(len(batch["row"])) for batch in batches], float(rows)
     mine = [float(task.units(batch)) for batch in batches]
-    whole = float(world.total(torch.tensor(sum(mine), dtype=torch.float64, device=world.device)))
+    whole = float(world.total(torch.tensor(sum(mine), dtype=world.sums, device=world.device)))
     return mine, max(whole, 1e-9)
 
 
@@ -152,23 +159,23 @@ class Tally:
     def __init__(self, state: State, world: World) -> None:
         self.world = world
         self.sums: dict[str, Tensor] = {
-            n: torch.tensor(v, dtype=torch.float64, device=world.device) for n, v in state.sums.items()
+            n: torch.tensor(v, dtype=world.sums, device=world.device) for n, v in state.sums.items()
         }
         self.units = state.units
 
     def add(self, losses: dict[str, Tensor], units: float) -> None:
         for name, loss in losses.items():
-            value = loss.detach().double() * units if units else loss.new_zeros((), dtype=torch.float64)
+            value = loss.detach().to(self.world.sums) * units if units else loss.new_zeros((), dtype=self.world.sums)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.units += units
 
     def over_ranks(self) -> tuple[dict[str, float], float]:
-        """Returns the sums of all ranks, and their units."""
-        names = list(self.sums)
-        mine = torch.stack(
-            [*self.sums.values(), torch.tensor(self.units, dtype=torch.float64, device=self.world.device)]
-        )
-        *sums, units = self.world.total(mine).tolist()
+        """Returns the sums of all ranks, and their units; a rank may have met losses that others have not."""
+        names = list(dict.fromkeys(name for mine in self.world.gather(list(self.sums)) for name in mine))
+        mine = [float(self.sums.get(name, 0.0)) for name in names]
+        *sums, units = self.world.total(
+            torch.tensor([*mine, self.units], dtype=self.world.sums, device=self.world.device)
+        ).tolist()
         return dict(zip(names, sums, strict=True)), units
 
     def take(self, run: Run, factor: float) -> dict[str, float]:
@@ -178,24 +185,28 @@ class Tally:
         means = {name: value / max(units, 1e-9) for name, value in sums.items()}
         odd = [name for name, value in means.items() if not math.isfinite(value)]
         if odd:
-            raise RunFailed(
-                f"the loss '{odd[0]}' is {means[odd[0]]}: a smaller optimizer.lr or train.clip_norm=1 often helps"
-            )
+            raise RunFailed(f"the loss '{odd[0]}' is {means[odd[0]]}: {ADVICE}")
+        _refuse_reserved("loss", means, RESERVED if len(means) == 1 else RESERVED | {"loss"})
         rates = {"lr" if n == ONLY else f"lr/{n}": o.lr * factor for n, o in run.optimizers.items()}
         return {"loss": sum(means.values()), **({} if len(means) == 1 else means), **rates}
 
 
 def _save(run: Run, directory: Path, model: Model, updater: Updater, state: State, tally: Tally, world: World) -> Path:
-    """Publishes a checkpoint from rank 0; the other ranks wait until it stands."""
+    """Publishes a checkpoint from rank 0; the other ranks wait until it stands.
+
+    Raises RunFailed where losses or weights are not finite: the last good checkpoint stays the newest.
+    """
     model.share_buffers(world)
-    state.sums, state.units = tally.over_ranks() if tally.sums else ({}, 0.0)
+    state.sums, state.units = tally.over_ranks()
+    sound = all(map(math.isfinite, state.sums.values())) and updater.is_finite()
+    if any(world.agree(not sound)):
+        raise RunFailed(f"losses or weights are not finite at step {state.step}: {ADVICE}")
     if world.rank == 0:
         optimizer, numbers = updater.state()
         told = {"loop": state.to_json(), "update": numbers}
-        checkpoint.save(directory, state.step, run.name, model.tensors(), optimizer, told)
-        if state.best_step == state.step:
-            checkpoint.mark_best(directory, state.step)
-        checkpoint.prune(directory, run.checkpoint.keep)
+        checkpoint.save(
+            directory, state.step, run.name, state.best_step, run.checkpoint.keep, model.tensors(), optimizer, told
+        )
     world.agree(True)  # a barrier: no rank may report a checkpoint that is not there yet
     return checkpoint.folder_of(directory, state.step)
 
@@ -203,11 +214,18 @@ def _save(run: Run, directory: Path, model: Model, updater: Updater, state: Stat
 def _judged(run: Run, store: Store, state: State, metrics: dict[str, float]) -> None:
     """Takes an evaluation into account: is it the best so far, has there been none for too long?"""
     name, higher_is_better = objective(run, store.facts)
+    _refuse_reserved("metric", metrics, RESERVED)
     state.plateaus.history.append(metrics[name] if higher_is_better else -metrics[name])
     if state.plateaus.is_best():
         state.best_step = state.step
     patience = run.train.patience
     state.stopped_early = patience is not None and state.plateaus.since_best() >= patience
+
+
+def _refuse_reserved(kind: str, figures: dict[str, float], reserved: set[str]) -> None:
+    for name in sorted(figures.keys() & reserved):
+        raise UserError(f"a {kind} is called '{name}', which means something else in the record of a run",
+                        "give it another name in the task")  # fmt: skip
 
 
 def _refuse_small_batches(plan: Plan, workers: int, micro_batch_size: int | None) -> None:
@@ -224,8 +242,8 @@ def _refuse_single_rows(model: nn.Module, plan: Plan, workers: int, micro_batch_
     if smallest_portion(plan, workers, micro_batch_size) > 1:
         return
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
             raise UserError(
                 f"batch normalisation in '{name}' needs at least 2 rows a worker and micro-batch, and would get 1",
-                f"data.batch_size={2 * workers} without data.micro_batch_size is the smallest that works here",
+                "take a larger data.batch_size, fewer resources.workers, or no data.micro_batch_size",
             )

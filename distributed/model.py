@@ -23,7 +23,7 @@ class Model:
 
     plain: nn.Module
     wrapped: nn.Module
-    borrowed: tuple[str, ...]  # prefixes of modules that `load` gave: not ours to save
+    lent: tuple[nn.Module, ...]  # frozen networks of other runs, that `load` gave: not ours to train or to save
 
     @classmethod
     def build(cls, run: Run, facts: Facts, world: World) -> "Model":
@@ -31,26 +31,39 @@ class Model:
         lent: list[nn.Module] = []
 
         def load(reference: str) -> tuple[nn.Module, Facts]:
-            module, its_facts = read(reference, run.runs, world)
-            lent.append(module)
-            return module, its_facts
+            with torch.random.fork_rng():  # building another network must not shift the draws of this one
+                network, its_facts = read(reference, run.runs, world)
+            lent.append(network)
+            return network, its_facts
 
         torch.manual_seed(seed_of(run.train.seed, BUILD_SEED))
         module = run.task.build(facts, load)
         _check_entries(module, run.task.entries)
         module.to(device=world.device, dtype=run.precision.stored)
-        borrowed = tuple(f"{name}." for name, part in module.named_modules() if any(part is one for one in lent))
         if isinstance(module, nn.ModuleDict):
             wrapped: nn.Module = nn.ModuleDict({name: world.wrap(part) for name, part in module.items()})
         else:
             wrapped = world.wrap(module)
-        return cls(module, wrapped, borrowed)
+        # One whose weights the task has set free again learns, and is ours.
+        frozen = tuple(network for network in lent if not any(p.requires_grad for p in network.parameters()))
+        return cls(module, wrapped, frozen)
+
+    def learning(self) -> nn.Module:
+        """Returns the network in training mode; those that are lent stay as they were judged."""
+        self.wrapped.train()
+        for network in self.lent:
+            network.eval()
+        return self.wrapped
+
+    def _borrowed(self) -> tuple[str, ...]:
+        """The prefixes of what is not saved."""
+        return tuple(f"{n}." for n, part in self.plain.named_modules() if any(part is one for one in self.lent))
 
     def tensors(self) -> dict[str, Tensor]:
-        return checkpoint.tensors_of(self.plain, self.borrowed)
+        return checkpoint.tensors_of(self.plain, self._borrowed())
 
     def restore(self, tensors: dict[str, Tensor], where: str) -> None:
-        checkpoint.restore(self.plain, tensors, self.borrowed, where)
+        checkpoint.restore(self.plain, tensors, self._borrowed(), where)
 
     def share_buffers(self, world: World) -> None:
         """Gives all ranks the buffers of rank 0, such as running means, before anything is judged or saved."""

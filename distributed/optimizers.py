@@ -3,6 +3,9 @@
 import functools
 import importlib
 import inspect
+import operator
+import types
+import typing
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,8 +98,13 @@ def settings_class(name: str) -> type[Optimizer]:
 @functools.cache
 def _foreign(name: str) -> type[Optimizer]:
     """A settings class with the keyword arguments of an optimizer class from elsewhere."""
+    constructor = _import(name).__init__
+    try:
+        hints = typing.get_type_hints(constructor)
+    except (NameError, TypeError):  # hints that only its author's type checker can resolve
+        hints = {}
     own: list[tuple[str, Any, Any]] = []
-    for parameter in list(inspect.signature(_import(name).__init__).parameters.values())[2:]:
+    for parameter in list(inspect.signature(constructor).parameters.values())[2:]:
         if parameter.name in ("lr", "name", "every") or parameter.kind in (
             parameter.VAR_KEYWORD,
             parameter.VAR_POSITIONAL,
@@ -104,9 +112,29 @@ def _foreign(name: str) -> type[Optimizer]:
             continue
         default = MISSING if parameter.default is parameter.empty else parameter.default
         if default is MISSING or isinstance(default, (int, float, str, bool, tuple, type(None))):
-            kind = Any if default in (MISSING, None) or isinstance(default, tuple) else type(default)
-            own.append((parameter.name, kind, field(default=None if default is MISSING else default)))
+            kind = _plain(hints.get(parameter.name)) or _kind_of(default)
+            own.append((parameter.name, kind, field(default=default)))
     return make_dataclass("Foreign", own, bases=(Optimizer,), frozen=True, kw_only=True)
+
+
+def _plain(hint: Any) -> Any:
+    """What of a type can be given in words: `float | Tensor` is float; None where that is nothing."""
+    if hint in (int, float, str, bool, type(None)):
+        return hint
+    inner = [_plain(part) for part in typing.get_args(hint)]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        kept = [part for part in inner if part]
+        return functools.reduce(operator.or_, kept) if set(kept) - {type(None)} else None
+    return tuple[*inner] if typing.get_origin(hint) is tuple and all(inner) else None
+
+
+def _kind_of(default: Any) -> Any:
+    """The type that an argument without a usable hint seems to have: a 0 may stand for 0.0."""
+    if isinstance(default, tuple):
+        return tuple[*(_kind_of(part) for part in default)]
+    if default is None or default is MISSING:
+        return Any
+    return int | float if type(default) is int else type(default)
 
 
 def _import(name: str) -> Any:

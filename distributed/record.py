@@ -1,10 +1,12 @@
 """What a run leaves behind while it trains: metrics.jsonl, TensorBoard events, and metrics.parquet at the end."""
 
+import contextlib
 import importlib
 import json
 import logging
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,8 +38,11 @@ class Recorder:
     def __init__(self, directory: Path, settings: Log, resumed_at: int | None) -> None:
         """Rows after the step `resumed_at` are dropped: they will be written again."""
         self.path = directory / METRICS
+        self._torn = False  # a row could not be written, or only half of it
         self._drop_after(resumed_at if resumed_at is not None else -1)
-        self.board = _Board(directory, resumed_at) if settings.tensorboard else None
+        self.board: _Board | None = None
+        with self._losing_a_board():
+            self.board = _Board(directory, resumed_at) if settings.tensorboard else None
 
     def _drop_after(self, step: int) -> None:
         if self.path.exists():
@@ -51,23 +56,40 @@ class Recorder:
         row = {"kind": kind, "epoch": epoch, "step": step, "time": round(time.time(), 3)}
         row |= {name: finite(value) for name, value in {**metrics, **speed}.items()}
         if kind != "checkpoint":
-            try:
-                durable.append(self.path, durable.to_json(row))
-            except OSError as error:
-                log.warning("%s: a row was lost: %s", self.path, error.strerror)
+            self._append(durable.to_json(row))
         if self.board and metrics:
-            self.board.scalars(f"{kind}/", step, {**metrics, **speed})
+            with self._losing_a_board():
+                self.board.scalars(f"{kind}/", step, {**metrics, **speed})
         return row
+
+    def _append(self, line: str) -> None:
+        try:
+            durable.append(self.path, f"\n{line}" if self._torn else line)
+            self._torn = False
+        except OSError as error:
+            self._torn = True
+            log.warning("%s: a row was lost: %s", self.path, error.strerror)
+
+    @contextlib.contextmanager
+    def _losing_a_board(self) -> Iterator[None]:
+        """TensorBoard events that cannot be written are given up, with a warning; the training goes on."""
+        try:
+            yield
+        except OSError as error:
+            self.board = None
+            log.warning("TensorBoard events are lost from here on: %s", error.strerror or error)
 
     def close(self) -> None:
         """Writes out what is still held back; to be called however the run ends."""
         if self.board:
-            self.board.close()
+            with self._losing_a_board():
+                self.board.close()
 
-    def conclude(self, values: dict[str, Any], figures: dict[str, float]) -> None:
+    def conclude(self, values: dict[str, Any], figures: dict[str, float], best_step: int) -> None:
         """Ends the record of a finished run: HParams for TensorBoard, and one Parquet table of all rows."""
         if self.board:
-            self.board.hparams(values, figures)
+            with self._losing_a_board():
+                self.board.hparams(values, figures, best_step)
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -80,14 +102,17 @@ class Recorder:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a metrics.jsonl; a last line that a crash has torn is left out."""
+    """Returns the rows of a metrics.jsonl; lines that a crash or a full disk has torn are left out."""
+    return rows_of(path.read_text("utf-8", errors="replace"))
+
+
+def rows_of(text: str) -> list[dict[str, Any]]:
+    """Returns the rows of some lines of a metrics.jsonl."""
     rows = []
-    for line in path.read_text("utf-8").splitlines():
-        try:
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    return [row for row in rows if isinstance(row, dict) and "step" in row]
 
 
 class _Board:
@@ -114,13 +139,13 @@ class _Board:
         tagged = [value(tag=f"{prefix}{name}", simple_value=number) for name, number in values.items()]
         self._add(step, self.summaries.Summary(value=tagged))
 
-    def hparams(self, values: dict[str, Any], figures: dict[str, float]) -> None:
+    def hparams(self, values: dict[str, Any], figures: dict[str, float], best_step: int) -> None:
         """Settings and final figures, as TensorBoard's HParams table takes them."""
         from tensorboard.plugins.hparams import summary_v2
 
         plain = {n: v if isinstance(v, (bool, int, float, str)) else str(v) for n, v in values.items()}
         self._add(0, summary_v2.hparams_pb(plain))
-        self.scalars("", 0, figures)
+        self.scalars("best/", best_step, figures)
 
     def close(self) -> None:
         self.writer.close()

@@ -145,11 +145,12 @@ def resolve(task_name: str, given: Givens, runs: Path = Path("runs")) -> Run:
     values: dict[str, Any] = {"task.name": catalogue.canonical(task_name)}
     for prefix, instance in objects.items():
         values |= {name: _value(instance, name, prefix) for name in config.settings_of(type(instance), prefix)}
-    for name in given:
-        if name.startswith("optimizer.") and name.count(".") == 2:
-            _, entry, leaf = name.split(".")
-            values[name] = getattr(entries[entry], leaf)
     origins = {name: {**recipe, **given}.get(name, Given(None, "default")).origin for name in values}
+    for entry in cls.entries:
+        for shared in config.settings_of(type(entries[entry]), "optimizer"):
+            name = shared.replace("optimizer.", f"optimizer.{entry}.")
+            values[name] = getattr(entries[entry], shared.rpartition(".")[2])
+            origins[name] = given[name].origin if name in given else origins.get(shared, "default")
     return Run(
         catalogue.canonical(task_name), task, optimizers=entries, schedule=schedule, values=values, origins=origins,
         runs=runs.absolute(), **groups,
@@ -223,6 +224,8 @@ NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
 
 def check_run_name(name: str) -> None:
+    if name == "last":
+        raise UserError("'last' cannot be a name: it means the newest run", "take another --name")
     if not NAME.fullmatch(name):
         raise UserError(
             f"'{name[:80]}' cannot be a name", "use letters, digits, '.', '_' and '-', at most 64, not a dot first"

@@ -77,6 +77,14 @@ def summary(directory: Path) -> dict[str, Any] | None:
         return None
 
 
+def environment(directory: Path) -> dict[str, Any]:
+    """Returns where and with what a run was last begun; empty where that is not known."""
+    try:
+        return json.loads((directory / ENVIRONMENT).read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
 def begin(directory: Path, run: Run, facts: dict[str, Any], environment: dict[str, Any]) -> None:
     """Writes what identifies a run: its settings, the facts of its data, and where it ran."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -113,16 +121,24 @@ def is_asked_to_stop(directory: Path) -> bool:
 
 
 def write_failure(directory: Path, rank: int, error: BaseException) -> None:
-    """Names the cause in the run directory; what other ranks say later is an echo, and left out."""
-    path = directory / FAILURE
-    if path.exists():
+    """Names the cause in the run directory; that another rank went away is no cause, and gives way to one."""
+    known = failure(directory)
+    if known and not (known["echo"] and not is_echo(error)):
         return
     message, hint = (error.message, error.hint) if isinstance(error, UserError) else (str(error), "")
-    durable.write_json(path, {
+    told = {
         "rank": rank, "host": platform.node(), "time": time.time(),
         "kind": type(error).__name__, "message": message, "hint": hint, "place": place_of(error),
-        "traceback": "".join(traceback.format_exception(error)),
-    })  # fmt: skip
+        "traceback": "".join(traceback.format_exception(error)), "echo": is_echo(error),
+    }  # fmt: skip
+    with contextlib.suppress(OSError):  # of a full disk, say: the cause itself is what must be told
+        durable.write_json(directory / FAILURE, told)
+
+
+def is_echo(error: BaseException) -> bool:
+    """Whether an error only says that another rank went away."""
+    words = str(error)
+    return any(sign in words for sign in ("Connection closed by peer", "Connection reset by peer", "gloo"))
 
 
 @contextlib.contextmanager

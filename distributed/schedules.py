@@ -57,8 +57,8 @@ class Exponential(Schedule):
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
     floor: Annotated[float, Ge(0), Le(1)] = 0.0  # factor at the end
-    restart: Annotated[float, Gt(0)] | None = None  # epochs of the first period; none: one period for all
-    stretch: Annotated[float, Ge(1)] = 1.0  # each period is so many times as long as the one before
+    restart: Annotated[float, Ge(1e-6)] | None = None  # epochs of the first period; none: one period for all
+    stretch: Annotated[float, Ge(1), Le(1e6)] = 1.0  # each period is so many times as long as the one before
 
     @property
     def spans(self) -> bool:
@@ -66,9 +66,13 @@ class Cosine(Schedule):
 
     def factor(self, progress: float, epochs: float, plateau: "Plateaus") -> float:
         """Half a cosine down (Loshchilov and Hutter, 2017), begun anew after every period."""
-        period = self.restart or max(epochs, 1e-9)
-        while self.restart and progress >= period:
-            progress, period = progress - period, period * self.stretch
+        period = max(epochs, 1e-9)
+        if self.restart:
+            growth, whole = self.stretch - 1, progress / self.restart
+            ended = math.log1p(whole * growth) / math.log(self.stretch) if growth else whole
+            ended = math.floor(ended + 1e-9)  # a period that ends here has ended, whatever the last bit says
+            progress -= self.restart * ((self.stretch**ended - 1) / growth if growth else ended)
+            progress, period = max(progress, 0.0), self.restart * self.stretch**ended
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * min(progress / period, 1.0))) / 2
 
 

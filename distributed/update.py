@@ -1,6 +1,7 @@
 """From losses to changed parameters: accumulate, scale, clip, schedule, step; for one optimizer or several."""
 
 import contextlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,11 @@ class Updater:
         for entry in stepping:
             entry.optimizer.zero_grad(set_to_none=True)
 
+    def is_finite(self) -> bool:
+        """Whether all weights that learn are finite; waits for the device."""
+        weights = [parameter.detach() for entry in self.entries.values() for parameter in entry.parameters]
+        return bool(torch.isfinite(torch.nn.utils.get_total_norm(weights)))
+
     # ---- state
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -84,7 +90,8 @@ class Updater:
                     tensors[key] = value.detach().contiguous()
                 else:
                     numbers[key] = value
-        return tensors, {"slots": numbers, "scaler": self.scaler.state_dict()}
+        groups = {name: _counters(entry.optimizer) for name, entry in self.entries.items()}
+        return tensors, {"slots": numbers, "groups": groups, "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Takes back what `state` gave."""
@@ -93,12 +100,14 @@ class Updater:
             name, slot = key.removeprefix("optimizer/").rsplit("/", 1)
             by_parameter.setdefault(name, {})[slot] = value
         names = {id(parameter): name for name, parameter, _ in self._slots()}
-        for entry in self.entries.values():
+        for name, entry in self.entries.items():
             saved = entry.optimizer.state_dict()
             order = [p for group in entry.optimizer.param_groups for p in group["params"]]
             saved["state"] = {
                 i: by_parameter[names[id(p)]] for i, p in enumerate(order) if names[id(p)] in by_parameter
             }
+            for group, counters in zip(saved["param_groups"], numbers["groups"][name], strict=True):
+                group |= counters
             entry.optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(numbers["scaler"])
 
@@ -108,6 +117,14 @@ class Updater:
             for name, parameter in plain(entry.module).named_parameters():
                 if parameter.requires_grad:
                     yield prefix + name, parameter, entry.optimizer.state  # type: ignore[misc]
+
+
+def _counters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The numbers of each parameter group but the rate: some optimizers count there."""
+    return [
+        {k: v for k, v in group.items() if isinstance(v, (int, float)) and k != "lr" and math.isfinite(v)}
+        for group in optimizer.param_groups
+    ]
 
 
 class Accumulate:

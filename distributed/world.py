@@ -29,6 +29,11 @@ class World:
         devices = None if self.device.type == "cpu" else [self.device]
         return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
 
+    @property
+    def sums(self) -> torch.dtype:
+        """The type in which figures are summed: float64, where the device has it."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
     @contextlib.contextmanager
     def no_sync(self, *modules: nn.Module) -> Iterator[None]:
         """Keeps gradients to this rank, as all micro-batches but the last want it. No collective."""
@@ -80,7 +85,9 @@ def plain(module: nn.Module) -> nn.Module:
 @contextlib.contextmanager
 def joined(rank: int, size: int, device: torch.device, init_method: str) -> Iterator[World]:
     """Joins the process group of a run, gloo on CPUs and NCCL on GPUs, and leaves it at the end."""
-    backend = "gloo" if device.type == "cpu" else "nccl"
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     distributed.init_process_group(backend, init_method=init_method, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield World(rank, size, device)

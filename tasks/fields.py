@@ -4,7 +4,9 @@ A field says how one value of a row must look (`check`) and what the training ro
 How it is laid out in Arrow is the store's affair (`distributed/data/schema.py`). No torch here.
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -27,22 +29,25 @@ class Field:
         """Returns the value as it is stored; raises BadRow for one that cannot be."""
         raise TypeError(f"{type(self).__name__} does not say how to check a value")
 
+    def check_parsed(self, value: Any) -> None:
+        """Raises BadRow for a value that no facts could make right, so that none are learned from it."""
+        self.check(value, {})
+
     def facts(self, values: Iterable[Any]) -> Facts:
         """What the training rows teach about this column: nothing, unless a field says otherwise."""
         return {}
 
 
 def _array(value: Any, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    try:
-        array = np.asarray(value)
-    except ValueError as error:  # ragged nested lists
-        raise BadRow(f"is no array of numbers: {error}") from error
+    array = _as_array(value)
     if array.dtype.kind not in "biuf":
         raise BadRow(f"expected numbers, got {array.dtype}")
     if array.shape != shape:
         raise BadRow(f"expected shape {shape}, got {array.shape}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise BadRow("holds a NaN or an infinity")
+    if np.dtype(dtype).kind == "f" and array.size and np.abs(array).max() > np.finfo(dtype).max:
+        raise BadRow(f"holds a number that {np.dtype(dtype)} cannot: {array.flat[np.abs(array).argmax()]}")
     if np.dtype(dtype).kind in "iu" and array.dtype.kind == "f" and (array != np.floor(array)).any():
         raise BadRow(f"expected whole numbers, got {array[array != np.floor(array)].flat[0]}")
     if np.dtype(dtype).kind in "iu" and array.size:
@@ -50,6 +55,13 @@ def _array(value: Any, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         if array.min() < limits.min or array.max() > limits.max:
             raise BadRow(f"expected values of {limits.min}..{limits.max}, got {array.min()}..{array.max()}")
     return array.astype(dtype)
+
+
+def _as_array(value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # ragged nested lists
+        raise BadRow(f"is no array of numbers: {error}") from error
 
 
 class _Moments:
@@ -145,7 +157,7 @@ class Label(Field):
     target: bool = field(default=True, kw_only=True)
 
     def check(self, value: Any, facts: Facts) -> np.ndarray:
-        known = facts.get("classes") or list(self.names)
+        known = facts.get("classes") or self._declared
         if isinstance(value, str):
             if value not in known:
                 raise BadRow(f"unknown class '{value}'; {did_you_mean(value, known)}")
@@ -155,16 +167,24 @@ class Label(Field):
             raise BadRow(f"class {number} is outside 0..{len(known) - 1}")
         return number
 
+    def check_parsed(self, value: Any) -> None:
+        if self._declared:
+            self.check(value, {})
+        elif not isinstance(value, str) and _array(value, (), np.int64) < 0:
+            raise BadRow(f"class {value} is below 0")
+
+    @functools.cached_property
+    def _declared(self) -> list[str]:
+        return list(self.names) or [str(number) for number in range(self.classes)]
+
     def facts(self, values: Iterable[Any]) -> Facts:
         """The classes by name, and how many training rows each one has."""
         counts: dict[Any, int] = {}
         for value in values:
             value = value if isinstance(value, str) else int(value)
             counts[value] = counts.get(value, 0) + 1
-        if self.names:
-            classes: list[str] = list(self.names)
-        elif self.classes:
-            classes = [str(number) for number in range(self.classes)]
+        if self._declared:
+            classes = list(self._declared)
         elif any(isinstance(value, str) for value in counts):
             classes = sorted(map(str, counts))
         else:
@@ -182,6 +202,10 @@ class Text(Field):
     def check(self, value: Any, facts: Facts) -> str:
         if not isinstance(value, str):
             raise BadRow(f"expected text, got {type(value).__name__}")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair
+            raise BadRow(f"is no text that UTF-8 can hold: {error.reason}") from error
         return value
 
 
@@ -192,7 +216,7 @@ class Tokens(Field):
     dtype: ClassVar[type] = np.int32
 
     def check(self, value: Any, facts: Facts) -> np.ndarray:
-        array = np.asarray(value)
+        array = _as_array(value)
         return _array(array if array.size else array.astype(np.int32), (array.size,), np.int32)
 
 
@@ -204,7 +228,7 @@ class Labels(Field):
     target: bool = field(default=True, kw_only=True)
 
     def check(self, value: Any, facts: Facts) -> np.ndarray:
-        array = np.asarray(value)
+        array = _as_array(value)
         return _array(array if array.size else array.astype(np.int64), (array.size,), np.int64)
 
 
@@ -216,11 +240,33 @@ class Boxes(Field):
     target: bool = field(default=True, kw_only=True)
 
     def check(self, value: Any, facts: Facts) -> np.ndarray:
-        array = np.asarray(value, np.float32).reshape(-1, 4) if np.size(value) == 0 else np.asarray(value)
-        boxes = _array(array, (len(array), 4), np.float32)
+        array = _as_array(value)
+        array = array if array.size else array.astype(np.float32).reshape(-1, 4)
+        boxes = _array(array, (*array.shape[:1], 4), np.float32)
         if (boxes[:, 2:] <= boxes[:, :2]).any():
             raise BadRow("a box has no area: x2 must exceed x1, y2 must exceed y1")
         return boxes
+
+
+def check_parsed(row: Mapping[str, Any], fields: Mapping[str, Field], *, whole: bool) -> None:
+    """Raises BadRow naming the field where a parsed row has a declared column that no facts could make right.
+
+    A `whole` row has them all; otherwise an `encode` is to come that makes those which are not there.
+    """
+    for name, column in fields.items():
+        if whole or name in row:
+            with _named(name, row.get(name)):
+                column.check_parsed(row[name])
+
+
+@contextlib.contextmanager
+def _named(name: str, value: Any) -> Iterator[None]:
+    if value is None:
+        raise BadRow(f"'{name}' is missing")
+    try:
+        yield
+    except BadRow as error:
+        raise BadRow(f"'{name}': {error}") from error
 
 
 def check_row(
@@ -238,12 +284,9 @@ def check_row(
         )
     checked = {}
     for name, column in fields.items():
-        if name not in row or row[name] is None:
-            if column.target and not targets:
-                continue
-            raise BadRow(f"'{name}' is missing")
-        try:
-            checked[name] = column.check(row[name], facts.get(name, {}))
-        except BadRow as error:
-            raise BadRow(f"'{name}': {error}") from error
+        value = row.get(name)
+        if value is None and column.target and not targets:
+            continue
+        with _named(name, value):
+            checked[name] = column.check(value, facts.get(name, {}))
     return checked

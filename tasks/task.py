@@ -134,18 +134,13 @@ def mix(values: np.ndarray) -> np.ndarray:
 def frozen(*nets: nn.Module) -> Iterator[None]:
     """Lets `nets` judge: gradients pass through them, but they collect none; on leaving all is as it was."""
     learning = [p for net in nets for p in net.parameters() if p.requires_grad]
-    with contextlib.ExitStack() as stack:
-        for net in nets:
-            if isinstance(net, nn.parallel.DistributedDataParallel):
-                # Without this DDP would wait for gradients that never come.
-                stack.enter_context(net.no_sync())
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
         for parameter in learning:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in learning:
-                parameter.requires_grad_(True)
+            parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True, kw_only=True)

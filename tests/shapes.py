@@ -118,6 +118,22 @@ class Detector(Task):
         metrics["pixels"].update(prediction["heat"].flatten(), self._targets(batch).flatten() > 0)
 
 
+class Noisy(Detector):
+    """The detector with dropout and batch normalisation: equal in distribution only, and resumed to the bit."""
+
+    invariance = "dropout and batch normalisation"
+
+    def build(self, facts: Facts, load: Load) -> nn.Module:
+        middle = nn.Conv2d(1, 8, 5, padding=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5)
+        return nn.Sequential(*middle, nn.Conv2d(8, 1, 5, padding=2))
+
+    def transform(self, batch: Batch, draw: Draw, training: bool) -> Batch:
+        out = super().transform(batch, draw, training)
+        if training:  # torch's own generator is seeded too
+            out["image"] = out["image"] + 0.01 * torch.rand_like(out["image"])
+        return out
+
+
 class Words(Task):
     """Which word comes next, in sentences of any length: the loss is a mean over words, and some rows have none."""
 
@@ -156,6 +172,8 @@ class Student(Task):
     """Learns a frozen teacher's answers: what `load` gives is neither trained nor saved."""
 
     teacher: str = ""  # RUN whose network is imitated
+    free: bool = False  # whether the teacher learns too
+    early: bool = False  # whether the teacher is loaded before the student is made
 
     fields = {"image": Image(1, 8, 8), "label": Label(classes=10)}
     recipe = {"data.batch_size": 64, "train.epochs": 1}
@@ -165,7 +183,10 @@ class Student(Task):
         return [{"image": rng.integers(0, 256, (1, 8, 8)), "label": i % 10} for i in range(200)]
 
     def build(self, facts: Facts, load: Load) -> nn.Module:
-        return _Pair(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), load(self.teacher)[0])
+        teacher = load(self.teacher)[0] if self.early else None
+        student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        teacher = teacher or load(self.teacher)[0]
+        return _Pair(student, teacher.requires_grad_(self.free))
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         mine, theirs = model(batch["image"], both=True)

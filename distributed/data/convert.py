@@ -1,6 +1,7 @@
 """From raw rows to a store: read, split, learn the facts, encode, write, publish; once for each fingerprint."""
 
 import ast
+import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -22,7 +23,7 @@ from distributed.data import schema, split
 from distributed.data.settings import Data
 from distributed.data.store import FORMAT, Store, shard_name
 from tasks.errors import BadRow, UserError
-from tasks.fields import Facts, check_row
+from tasks.fields import Facts, check_parsed, check_row
 from tasks.task import Example, Task
 
 log = logging.getLogger("whipray")
@@ -173,13 +174,14 @@ def _checked(path: Path, task: Task, data: Data, on_error: str) -> Path:
 
 def _convert(task: Task, data: Data, path: Path, on_error: str, progress: Progress) -> None:
     rows, splits, report = _read(task, data, on_error, progress)
-    facts = _plain(task.facts(row for row, name in zip(rows, splits, strict=True) if name == "train"))
     skipped: list[Skipped] = report.pop("skipped")
-    counts = dict.fromkeys(split.SPLITS, 0)
+    counts = {name: splits.count(name) for name in split.SPLITS}
+    _refuse_if_empty(counts, data)
+    facts = _facts(task, [row for (_, row), name in zip(rows, splits, strict=True) if name == "train"])
     written: dict[str, list[dict[str, Any]]] = {}
     with durable.publish(path, manifest := {"format": FORMAT, "facts": facts, "splits": written}) as folder:
         for name in split.SPLITS:
-            mine = (row for row, of in zip(rows, splits, strict=True) if of == name)
+            mine = [row for row, of in zip(rows, splits, strict=True) if of == name]
             encoded = _encoded(task, facts, mine, on_error, skipped)
             written[name] = list(_write(folder, name, encoded, task))
             counts[name] = sum(shard["rows"] for shard in written[name])
@@ -205,30 +207,56 @@ def _seal(folder: durable.Folder, manifest: dict[str, Any]) -> None:
                 pa.ipc.open_file(source).get_batch(0).validate(full=True)
 
 
-def _read(task: Task, data: Data, on_error: str, progress: Progress) -> tuple[list[dict], list[str], dict[str, Any]]:
-    """Reads all raw rows and assigns their splits."""
-    rows: list[dict[str, Any]] = []
+def _facts(task: Task, rows: list[dict[str, Any]]) -> Facts:
+    with _blamed(task, "facts"):
+        facts = _plain(task.facts(iter(rows)))
+        durable.to_json(facts)
+    return facts
+
+
+@contextlib.contextmanager
+def _blamed(task: Task, method: str, where: str = "") -> Iterator[None]:
+    """Lets an error that no task should raise say in which of its methods it arose, and at which row."""
+    try:
+        yield
+    except (BadRow, UserError):
+        raise
+    except Exception as error:
+        error.add_note(f"in {type(task).__name__}.{method}" + (f" of {where}" if where else ""))
+        raise
+
+
+Rows = list[tuple[int, dict[str, Any]]]  # each with its number in the source, from 1
+
+
+def _read(task: Task, data: Data, on_error: str, progress: Progress) -> tuple[Rows, list[str], dict[str, Any]]:
+    """Reads all raw rows but the broken ones, and assigns their splits."""
+    rows: Rows = []
     given: list[str | None] = []
     contents: list[bytes] = []
     identities: list[bytes] = []
     skipped: list[Skipped] = []
-    targets = {name for name, field in task.fields.items() if field.target}
+    fields = task.fields
+    targets = {name for name, field in fields.items() if field.target}
+    whole = type(task).encode is Task.encode
     for number, example in enumerate(task.examples(task.source), start=1):
         reference, its_split, group = example if isinstance(example, Example) else Example(example)
         try:
-            row = task.row(reference)
+            with _blamed(task, "row", _where(number, reference)):
+                row = task.row(reference)
+                check_parsed(row, fields, whole=whole)
         except BadRow as error:
             _set_aside(skipped, Skipped(_where(number, reference), str(error)), on_error)
             continue
-        own = split.digest(value for name, value in sorted(row.items()) if name not in targets)
-        rows.append(row)
+        own = split.digest({name: value for name, value in row.items() if name not in targets})
+        rows.append((number, row))
         given.append(its_split)
         identities.append(own)
-        contents.append(own if group is None else split.digest([group]))
+        contents.append(own if group is None else split.digest({"group": group}))
         if number % 1000 == 0:
             progress("read", number, 0)
+    _refuse_if_too_many(skipped, len(skipped), len(skipped) + len(rows), data.max_bad)
     if not rows:
-        _refuse_if_too_many(skipped, len(skipped), len(skipped), data.max_bad)
         raise UserError(f"{task.source.path or type(task).__name__}: holds no rows", "check task.source.path")
     progress("read", len(rows), len(rows))
     splits = split.assign(data, given, contents)
@@ -241,14 +269,16 @@ def _read(task: Task, data: Data, on_error: str, progress: Progress) -> tuple[li
     )
 
 
-def _encoded(
-    task: Task, facts: Facts, rows: Iterable[dict[str, Any]], on_error: str, skipped: list[Skipped]
-) -> Iterator[dict[str, Any]]:
-    for number, row in enumerate(rows, start=1):
+def _encoded(task: Task, facts: Facts, rows: Rows, on_error: str, skipped: list[Skipped]) -> Iterator[dict[str, Any]]:
+    fields = task.fields
+    for number, row in rows:
         try:
-            yield check_row(task.encode(dict(row), facts), task.fields, facts)
+            with _blamed(task, "encode", f"row {number}"):
+                encoded = check_row(task.encode(dict(row), facts), fields, facts)
         except BadRow as error:
-            _set_aside(skipped, Skipped(_where(number, row), str(error)), on_error)
+            _set_aside(skipped, Skipped(f"row {number}", str(error)), on_error)
+        else:
+            yield encoded
 
 
 def _write(folder: durable.Folder, name: str, rows: Iterable[dict[str, Any]], task: Task) -> Iterator[dict[str, Any]]:

@@ -19,10 +19,10 @@ class Loader:
     def __init__(self, task: Task, rows: Rows, plan: Plan, precision: Precision, world: World) -> None:
         self.task, self.rows, self.plan, self.precision, self.world = task, rows, plan, precision, world
 
-    def micro_batches(self, epoch: int, k: int, micro_batch_size: int | None) -> list[Batch]:
-        """Returns this rank's micro-batches of global batch `k`, ready for the model."""
+    def micro_batches(self, epoch: int, k: int, micro_batch_size: int | None) -> tuple[list[int], Iterator[Batch]]:
+        """Returns how many rows this rank's micro-batches of global batch `k` have, and the batches, one by one."""
         parts = portions(self.plan.batch(epoch, k), self.world.rank, self.world.size, micro_batch_size)
-        return [self._batch(part, epoch, training=True) for part in parts]
+        return [len(part) for part in parts], (self._batch(part, epoch, training=True) for part in parts)
 
     def once(self, batch_size: int) -> Iterator[Batch]:
         """Yields this rank's contiguous share of the split, each row once, for evaluation."""

@@ -15,7 +15,7 @@ class Data:
     order: Literal["shuffle", "length", "sequential"] = "shuffle"  # length: rows of like length share a batch
     limit: Annotated[int, Ge(1)] | None = None  # use only so many rows of each split, for a quick try
     split: str | None = None  # train:validation:test or train:test, such as 8:1:1; none: the source's own, else 8:1:1
-    split_seed: int = 0  # another number makes another split
+    split_seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0  # another number makes another split
     validation: Annotated[float, Gt(0), Le(0.5)] = 0.1  # share cut from train where there is no validation split
     folds: Annotated[int, Ge(2)] | None = None  # cross validation: how many folds
     fold: Annotated[int, Ge(0)] | None = None  # cross validation: which fold is the test split

@@ -1,7 +1,8 @@
 """Which split a row belongs to: the source's word, or a hash of its content or group; never its position."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Mapping, Set
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -13,24 +14,86 @@ SPLITS = ("train", "validation", "test")
 DEFAULT = "8:1:1"
 
 
-def digest(values: Iterable[Any], seed: int = 0) -> bytes:
-    """Returns 16 bytes that are equal for equal content, whatever container it stands in."""
-    hasher = hashlib.blake2b(digest_size=16, key=seed.to_bytes(8, "little", signed=True))
-    for value in values:
-        if isinstance(value, str):
-            data = value.encode("utf-8", "surrogatepass")
-        elif isinstance(value, bytes):
-            data = value
-        else:
-            data = np.ascontiguousarray(value).tobytes() if not _ragged(value) else digest(value)
-        hasher.update(len(data).to_bytes(8, "little") + data)
+def digest(content: Any, column: str = "") -> bytes:
+    """Returns 16 bytes that are equal for equal content, whatever container and type of number it stands in.
+
+    The content is text, bytes, numbers, arrays, None, and lists, sets and dicts of these; raises UserError for
+    anything else, naming the column, which is a row's own name for it where `content` is a row.
+    """
+    hasher = hashlib.blake2b(digest_size=16)
+    _feed(hasher, content, column)
     return hasher.digest()
 
 
-def _ragged(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and (
-        isinstance(value[0], str) or (isinstance(value[0], (list, tuple)) and len({len(part) for part in value}) > 1)
-    )  # fmt: skip
+def _feed(hasher: "hashlib.blake2b", value: Any, column: str) -> None:
+    """Hashes a value so that no other value has the same bytes: its kind, its size, its parts."""
+    if isinstance(value, PurePath):
+        value = str(value)
+    if isinstance(value, (list, tuple)):
+        numbers = _numbers(value)
+        value = value if numbers is None else numbers
+    elif isinstance(value, (bool, int, float)) or hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
+        array = np.asarray(value)
+        value = array if array.dtype.kind in "biuf" else array.tolist() if array.dtype.kind in "OUS" else value
+
+    if isinstance(value, np.ndarray):
+        data = _plain(value)
+        _head(hasher, f"{data.dtype.kind}{data.shape}", data.nbytes)
+        hasher.update(data.data)
+    elif isinstance(value, (str, bytes, bytearray, int)):  # an int that no array holds
+        kind = {int: "integer", str: "text"}.get(type(value), "bytes")
+        data = str(value).encode("utf-8", "surrogatepass") if kind != "bytes" else value
+        _head(hasher, kind, len(data))
+        hasher.update(data)
+    elif value is None:
+        _head(hasher, "none", 0)
+    elif isinstance(value, (list, tuple)):
+        _head(hasher, "list", len(value))
+        for part in value:
+            _feed(hasher, part, column)
+    elif isinstance(value, Set):
+        _head(hasher, "set", len(value))
+        for part in sorted(digest(part, column) for part in value):
+            hasher.update(part)
+    elif isinstance(value, Mapping):
+        _head(hasher, "dict", len(value))
+        for key, part in sorted(value.items(), key=lambda item: digest(item[0])):
+            _feed(hasher, key, column)
+            _feed(hasher, part, column or str(key))
+    else:
+        raise UserError(
+            f"column '{column}' holds a {type(value).__name__}, which cannot be told to be equal to another",
+            "let row() give text, numbers, arrays, or lists and dicts of these",
+        )
+
+
+def _head(hasher: "hashlib.blake2b", kind: str, size: int) -> None:
+    hasher.update(f"{kind} {size};".encode())
+
+
+def _numbers(values: list | tuple) -> np.ndarray | None:
+    """Returns a list of numbers, or of lists of one length each, as the array that it could be; None for another."""
+    kinds = set(map(type, values))
+    if all(issubclass(kind, (bool, int, float, np.number, np.bool_)) for kind in kinds):
+        array = np.asarray(values)
+    elif all(issubclass(kind, (list, tuple, np.ndarray)) for kind in kinds):
+        parts = [part if isinstance(part, np.ndarray) else _numbers(part) for part in values]
+        if any(part is None for part in parts) or len({part.shape for part in parts if part is not None}) > 1:
+            return None
+        array = np.stack([part for part in parts if part is not None])
+    else:
+        return None
+    return array if array.dtype.kind in "biuf" else None
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """Numbers as int64 where they are whole, else as float64: so uint8, 1 and 1.0 have the same bytes."""
+    if array.dtype.kind == "f":
+        array = array.astype(np.float64) + 0.0  # -0.0 equals 0.0
+        whole = not array.size or bool((np.abs(array).max() < 2**63) and (array == np.floor(array)).all())
+        return np.ascontiguousarray(array.astype(np.int64) if whole else array).reshape(array.shape)
+    fits = array.dtype != np.uint64 or not array.size or array.max() < 2**63
+    return np.ascontiguousarray(array, np.int64 if fits else np.uint64).reshape(array.shape)
 
 
 def unit(content: bytes, seed: int) -> float:

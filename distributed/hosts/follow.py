@@ -1,11 +1,10 @@
 """Follows what a run records while another process trains it."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-from distributed.record import METRICS
+from distributed.record import METRICS, rows_of
 
 
 class Rows:
@@ -28,5 +27,4 @@ class Rows:
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self.offset += len(whole)
-        rows = [json.loads(line) for line in whole.splitlines()]
-        return [row for row in rows if row["time"] >= self.began]
+        return [row for row in rows_of(whole.decode(errors="replace")) if row["time"] >= self.began]

@@ -31,6 +31,7 @@ from tasks.errors import UserError
 
 log = logging.getLogger("whipray")
 Show = Callable[[dict[str, Any]], None]  # shows one row of metrics.jsonl to a person
+LOCK = ".lock"
 PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "whipray")
 
 
@@ -86,7 +87,8 @@ def owned(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{directory}: cannot be made: {error.strerror}", "give another folder by --runs") from None
-    lock = FileLock(directory / ".lock")
+    there = set(directory.iterdir())
+    lock = FileLock(directory / LOCK)
     try:
         lock.acquire(timeout=1)  # a look at the run's state holds it for a moment
     except Timeout:
@@ -95,20 +97,21 @@ def owned(directory: Path) -> Iterator[None]:
         ) from None
     try:
         yield
+    except UserError:
+        _withdraw(directory, there)
+        raise
     finally:
         lock.release()
 
 
-@contextlib.contextmanager
-def withdrawn_if_refused(directory: Path) -> Iterator[None]:
-    """Removes what a run has written before it was refused; one that has learned anything stays as it is."""
-    begun = (directory / saved.CONFIG).exists()
-    try:
-        yield
-    except UserError:
-        if not begun and not any(directory.glob("checkpoints/*")):
-            shutil.rmtree(directory, ignore_errors=True)
-        raise
+def _withdraw(directory: Path, there: set[Path]) -> None:
+    """Removes what a run has written before it was refused; one that has learned anything stays, as does all else."""
+    if any(directory.glob("checkpoints/step-*")):
+        return
+    for path in set(directory.iterdir()) - there:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not there:
+        directory.rmdir()
 
 
 def begin(job: Job) -> dict[str, Any] | None:
@@ -123,13 +126,16 @@ def begin(job: Job) -> dict[str, Any] | None:
         if changed:
             raise UserError(f"{job.directory}: this run has other settings: " + "; ".join(changed),
                             "give the same settings to go on, or another --name")  # fmt: skip
+        if saved.environment(job.directory).get("store", job.store.name) != job.store.name:
+            raise UserError(f"{job.directory}: the raw data, or the code that reads them, changed since this run began",
+                            "train on the new data under another --name")  # fmt: skip
         summary = saved.summary(job.directory)
-        if summary and before.get("train.epochs", 0) >= job.run.train.epochs:
+        if summary and (summary["stopped_early"] or before.get("train.epochs", 0) >= job.run.train.epochs):
             return summary
         (job.directory / saved.SUMMARY).unlink(missing_ok=True)
     saved.clear_marks(job.directory)
     facts = Store(job.store, dict(job.run.task.fields)).facts
-    saved.begin(job.directory, job.run, facts, environment())
+    saved.begin(job.directory, job.run, facts, {**environment(), "store": job.store.name})
     return None
 
 
@@ -164,6 +170,9 @@ class Attempt:
                 log.warning("passed over: %s", reason)
             if passed_over and self.resume is None:
                 raise UserError(f"{job.directory}: no complete checkpoint is left", "begin anew under another --name")
+            if self.resume and self.resume.task != job.run.name:
+                raise UserError(f"{self.resume.path}: is of the task {self.resume.task}", "give another --name")
+            checkpoint.repair(job.directory, self.resume)
         step = self.resume.step if self.resume else None
         _same_everywhere(world, step)
         self.recorder = Recorder(job.directory, job.run.log, step) if world.rank == 0 else None
@@ -200,10 +209,13 @@ class Attempt:
         """Writes the summary that marks a run as finished; `figures` are those of its best checkpoint."""
         assert self.recorder is not None, "rank 0 concludes"
         run, epochs = self.job.run, -(-steps // self.steps_per_epoch)
-        self.recorder.conclude(run.values, {f"{s}/{n}": v for s, values in figures.items() for n, v in values.items()})
+        self.recorder.conclude(
+            run.values, {f"{s}/{n}": v for s, values in figures.items() for n, v in values.items()}, best_step
+        )
         told = {
             "run": str(self.job.directory), "task": run.name, "epochs": epochs, "steps": steps,
-            "best_step": best_step, "objective": objective(run, self.store.facts)[0],
+            "best_step": best_step, "stopped_early": steps < self.job.total_steps,
+            "objective": objective(run, self.store.facts)[0],
             "higher_is_better": objective(run, self.store.facts)[1],
             "metrics": {split: {n: finite(v) for n, v in values.items()} for split, values in figures.items()},
             "seconds": round(self.seconds, 3), "samples_per_second": round(self.speed, 1), "parameters": parameters,
@@ -219,7 +231,11 @@ class Attempt:
 def judge(attempt: Attempt, end: checkpoint.Checkpoint) -> dict[str, dict[str, float]]:
     """Returns the figures of the best checkpoint on validation and, this once, on test; rank 0 writes the summary."""
     job, store, world = attempt.job, attempt.store, attempt.world
-    best = checkpoint.chosen(job.directory, "best")
+    try:
+        best = checkpoint.chosen(job.directory, "best")
+    except UserError as error:
+        log.warning("%s; the last checkpoint is judged in its place", error.message)
+        best = end
     model = Model.build(job.run, store.facts, World(device=world.device))
     model.restore(best.model, str(best.path))
     figures = {split: Evaluator(job.run, store, split, world)(model.plain) for split in ("validation", "test")}

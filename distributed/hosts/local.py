@@ -27,6 +27,7 @@ from distributed.world import World, joined, pick_device
 from tasks.errors import UserError, place_of
 
 GRACE = 30.0  # seconds that the other ranks get to end by themselves after one has failed
+MOST_WORDS = 20_000  # characters of a traceback that are passed on
 POLL = 0.3  # seconds between two looks at what the ranks record
 
 
@@ -35,6 +36,10 @@ def connect(run: Run, address: str | None) -> None:
     if address is not None:
         raise UserError("--address names a Ray cluster, but this run is to be trained without Ray",
                         "leave it out, or train on Ray: resources.host=ray")  # fmt: skip
+    devices = 0 if run.resources.gpu == 0 else torch.cuda.device_count()
+    if devices and run.resources.workers > devices:
+        raise UserError(f"resources.workers={run.resources.workers}: this machine has {devices} devices, one a worker",
+                        f"resources.workers={devices}, or resources.gpu=0 to train on the CPU")  # fmt: skip
     if run.resources.gpu and not (torch.cuda.device_count() or torch.backends.mps.is_available()):
         raise UserError(f"resources.gpu={run.resources.gpu:g}: this machine has no device", "resources.gpu=0")
 
@@ -46,10 +51,12 @@ def train(one: Job, stores: Path, show: Show = lambda row: None) -> bool:
     """
     with interruptible() as stopped:
         if one.run.resources.workers == 1:
+            if one.run.resources.cpu:
+                torch.set_num_threads(max(1, round(one.run.resources.cpu)))
             job.work(one, World(device=_device(one, 0)), show, stopped)
         else:
             _forked(one, show, stopped)
-        return stopped()
+        return stopped() and saved.summary(one.directory) is None
 
 
 def _device(one: Job, local_rank: int) -> torch.device:
@@ -103,7 +110,7 @@ def _forked(one: Job, show: Show, stopped: Callable[[], bool]) -> None:
                 saved.ask_to_stop(one.directory)
 
         try:
-            _await(ranks, [receiving for receiving, _ in pipes], look)
+            _await(ranks, [receiving for receiving, _ in pipes], look, one.directory)
         finally:
             for process in ranks:
                 if process.is_alive():
@@ -115,14 +122,14 @@ def _rank(one: Job, rank: int, meeting: str, tell: Any, stopped: Callable[[], bo
     """One forked process, from joining to leaving; what it raises is told to the parent."""
     _die_with_parent()
     size = one.run.resources.workers
-    torch.set_num_threads(max(1, cpu_count() // size))
+    torch.set_num_threads(max(1, round(one.run.resources.cpu or cpu_count() // size)))
     if sys.platform == "linux":
         # Ranks of one machine have nothing to say beyond it.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
         with joined(rank, size, _device(one, rank), meeting) as world:
             job.work(one, world, stopped=stopped)
-        tell.send(None)
+        tell.send(DONE)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent must hear of it and raise it
         tell.send(_portable(error))
         sys.exit(1)
@@ -139,38 +146,54 @@ def _portable(error: BaseException) -> BaseException:
     """The error as it can cross a pipe: itself where it pickles, else its words; with its place and traceback."""
     from multiprocessing.reduction import ForkingPickler
 
-    told = {"place": place_of(error), "remote_traceback": "".join(traceback.format_exception(error))}
+    told = {"place": place_of(error), "remote_traceback": "".join(traceback.format_exception(error))[-MOST_WORDS:]}
     error.__cause__ = error.__context__ = None
     try:
         ForkingPickler.loads(ForkingPickler.dumps(error))
     except Exception:  # noqa: BLE001 - any failure to pickle means the same
-        error = RuntimeError(f"{type(error).__name__}: {error}")
+        error = RuntimeError(f"{type(error).__name__}: {error}"[:MOST_WORDS])
     error.__dict__.update(told)
     return error
 
 
-def _await(ranks: list[Any], pipes: list[Any], look: Callable[[], Any]) -> None:
+def _await(ranks: list[Any], pipes: list[Any], look: Callable[[], Any], directory: Path) -> None:
     """Waits for all ranks, and has a look meanwhile.
 
     Raises what the first failing one raised, after its partners had a while to end.
     """
     failures: dict[int, BaseException] = {}
     deadline = None
-    waiting = {process.sentinel: rank for rank, process in enumerate(ranks)}
+    waiting = dict(enumerate(ranks))
     while waiting and (deadline is None or time.monotonic() < deadline):
-        ended = multiprocessing.connection.wait(list(waiting), timeout=POLL)
+        # A rank may be unable to end before its words are taken: its pipe and its end are awaited together.
+        awaited = [pipes[rank] for rank in waiting] + [process.sentinel for process in waiting.values()]
+        multiprocessing.connection.wait(awaited, timeout=POLL)
         look()
-        for sentinel in ended:
-            rank = waiting.pop(sentinel)  # type: ignore[index]
-            told = pipes[rank].recv() if pipes[rank].poll() else _died(rank, ranks[rank])
-            if told is not None:
+        for rank, process in list(waiting.items()):
+            if not pipes[rank].poll() and process.is_alive():
+                continue
+            told = _received(pipes[rank]) or _died(rank, process)
+            del waiting[rank]
+            if isinstance(told, BaseException):
                 failures[rank] = told
+                saved.write_failure(directory, rank, told)  # a killed rank could not do it itself
                 deadline = deadline or time.monotonic() + GRACE
                 # A partner that waits for the failed rank will not end: a user error is known at once.
                 if isinstance(told, UserError):
                     raise told
-    for failure in sorted(failures.values(), key=_is_echo):
+    for failure in sorted(failures.values(), key=saved.is_echo):
         raise failure
+
+
+DONE = "done"
+
+
+def _received(pipe: Any) -> Any:
+    """Returns what a rank has said, None where it went without a word."""
+    try:
+        return pipe.recv() if pipe.poll() else None
+    except EOFError:
+        return None
 
 
 def _died(rank: int, process: Any) -> BaseException:
@@ -182,29 +205,25 @@ def _died(rank: int, process: Any) -> BaseException:
     )
 
 
-def _is_echo(error: BaseException) -> bool:
-    """Whether an error only says that another rank went away."""
-    words = str(error)
-    return any(sign in words for sign in ("Connection closed by peer", "Connection reset by peer", "gloo"))
-
-
 def elsewhere(call: Callable[[], Path]) -> Path:
     """Calls in a process of its own, so that nothing parallel runs in this one before it forks its ranks."""
     context = multiprocessing.get_context("fork")
     receiving, sending = context.Pipe(duplex=False)
 
     def target() -> None:
+        _die_with_parent()
         try:
-            sending.send((call(), None))
+            sending.send(call())
         except BaseException as error:  # noqa: BLE001 - the parent raises it
-            sending.send((None, _portable(error)))
+            sending.send(_portable(error))
 
     process = context.Process(target=target, name="prepare")
     process.start()
+    multiprocessing.connection.wait([receiving, process.sentinel])
+    told = _received(receiving)
     process.join()
-    if not receiving.poll():
-        raise RuntimeError(f"preparing the data {_died(0, process)}")
-    path, error = receiving.recv()
-    if error is not None:
-        raise error
-    return path
+    if told is None:
+        raise RuntimeError(f"preparing the data: {_died(0, process)}")
+    if isinstance(told, BaseException):
+        raise told
+    return told

@@ -119,7 +119,7 @@ def _fit(trainer: Trainer, one: Job, show: Show) -> bool:
                 saved.ask_to_stop(one.directory)
         if failed:
             _raise(one.directory, failed[0])
-        return stopped()
+        return stopped() and saved.summary(one.directory) is None
 
 
 def _raise(directory: Path, error: BaseException) -> None:

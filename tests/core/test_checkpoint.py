@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from distributed import checkpoint
+from distributed import checkpoint, durable
 from tasks.errors import UserError
 
 
-def save(folder, step: int, value: float = 0.0):
-    return checkpoint.save(
-        folder, step, "x", {"w": torch.full((2,), value)}, {"optimizer/w/m": torch.ones(2)}, {"step": step}
-    )
+def save(folder, step: int, value: float = 0.0, best: int | None = None, keep: int = 9):
+    tensors = {"w": torch.full((2,), value)}, {"optimizer/w/m": torch.ones(2)}
+    return checkpoint.save(folder, step, "x", best, keep, *tensors, {"step": step})
 
 
 def test_what_was_saved_is_read(tmp_path):
@@ -25,10 +24,7 @@ def test_what_was_saved_is_read(tmp_path):
 
 def test_the_newest_and_the_best_stay(tmp_path):
     for step in range(1, 6):
-        save(tmp_path, step)
-        if step == 2:
-            checkpoint.mark_best(tmp_path, step)
-        checkpoint.prune(tmp_path, keep=2)
+        save(tmp_path, step, best=2 if step >= 2 else None, keep=2)
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == [
         "step-00000002", "step-00000004", "step-00000005",
     ]  # fmt: skip
@@ -101,3 +97,45 @@ def test_a_checkpoint_of_another_class_count_or_model_is_refused_by_the_tensors_
 def test_borrowed_modules_are_left_out():
     pair = nn.ModuleDict({"student": nn.Linear(1, 1), "teacher": nn.Linear(1, 1)})
     assert set(checkpoint.tensors_of(pair, ("teacher.",))) == {"student.weight", "student.bias"}
+
+
+def test_a_run_that_goes_on_sets_right_what_a_kill_left_behind(tmp_path):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, best=3 if step >= 3 else 1)
+    folder = tmp_path / "checkpoints"
+    (folder / "best").write_text("step-00000001\n")  # killed between publishing and pointing
+    (folder / "last").write_text("step-00000002\n")
+    (folder / ".last.12345678.part").write_text("x")
+    (folder / ".step-00000004.12345678.part").mkdir()
+    (folder / "step-00000004" / "model.safetensors").write_bytes(b"damaged")
+    found, _ = checkpoint.newest(tmp_path)
+    checkpoint.repair(tmp_path, found)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "best",
+        "last",
+        "step-00000001",
+        "step-00000002",
+        "step-00000003",
+    ]
+    assert checkpoint.chosen(tmp_path, "best").step == 3
+    assert checkpoint.chosen(tmp_path, "last").step == 3
+
+
+def test_the_checkpoint_just_written_is_never_pruned(tmp_path):
+    save(tmp_path, 8)
+    save(tmp_path, 7, keep=1)
+    assert (tmp_path / "checkpoints" / "step-00000007").exists()
+
+
+def test_garbage_under_a_valid_manifest_and_a_manifest_that_cannot_be_read_are_damage_too(tmp_path):
+    save(tmp_path, 1)
+    target = checkpoint.folder_of(tmp_path, 2)
+    with durable.publish(target, {"format": 1, "step": 2, "task": "x", "best_step": None}) as folder:
+        for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+            folder.add(name, b"garbage")
+    third = save(tmp_path, 3) / "manifest.json"
+    third.unlink()
+    third.mkdir()
+    found, passed_over = checkpoint.newest(tmp_path)
+    assert found.step == 1
+    assert len(passed_over) == 2

@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given as anything
 from hypothesis import strategies as st
 
-from distributed import config
+from distributed import config, optimizers, schedules
 from distributed.config import Given
 from distributed.run import check_names, resolve
 from tasks.errors import UserError
@@ -48,6 +50,8 @@ BAD = [
     ("train.epochs", "'train.epochs' is not understood", "name=value"),
     ("optimizer.name=torch.optim:Adamm", "has no 'Adamm'", "did you mean 'Adam'?"),
     ("optimizer.name=torch.optimm:Adam", "cannot import 'torch.optimm'", ""),
+    ("data.split_seed=99999999999999999999", "expected a whole number, at least 0, at most 9223372036854775807", ""),
+    ("data.split_seed=-1", "expected a whole number, at least 0", ""),
 ]
 
 
@@ -87,11 +91,23 @@ def test_a_wrong_value_in_a_file_is_named_with_its_line(tmp_path):
 
 
 YAML = {
-    "a Python object": ("a: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+    "a Python object": ("a: !!python/object/apply:os.system ['true']", "tags such as !!python/object/apply:os.system"),
+    "a tag": ("train.epochs: !!bool maybe", "tags such as !!bool"),
     "a tab": ("train:\n\tepochs: 1", "indent with spaces"),
     "a doubled key": ("train.epochs: 1\ntrain: {epochs: 2}", "given twice"),
     "a bare word": ("epochs", "expected names with values"),
-    "an alias bomb": ("a: &a [1]\n" + "b: [" + "*a, " * 200 + "*a]", "too large"),
+    "an alias": ("a: &a 1\nb: *a", ":2: aliases such as *a are not read"),
+    "a bomb of lists": ("a: &a [1]\nb: [" + "*a, " * 200 + "*a]", "aliases such as *a"),
+    "a bomb of maps": (
+        "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{p: *a{i - 1}, q: *a{i - 1}}}\n" for i in range(1, 26)), "aliases"
+    ),
+    "an alias within itself": ("a: &a {b: *a}", "aliases such as *a"),
+    "bottomless maps": ("{a: " * 20_000, "is nested more than 20 deep"),
+    "bottomless lists": ("a: " + "[" * 20_000, "is nested more than 20 deep"),
+    "a number to the base of 60": ("data:\n  split: 8:1:1", "put quotes around it: '8:1:1'"),
+    "one in a list": ("a: [8:1]", "put quotes around it: '8:1'"),
+    "a day that is none": ("a: 2026-13-45", "a ("),
+    "a list as a name": ("? [a]\n: 1", "expected a name"),
     "not closed": ("train: {epochs: 1", "expected ',' or '}'"),
 }
 
@@ -105,6 +121,42 @@ def test_what_is_no_plain_yaml_is_refused_with_its_line(tmp_path, name):
         config.from_yaml(file)
     assert words in str(raised.value)
     assert str(file) in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train.epochs: yes", "expected a whole number, at least 1, got True"),
+        ("optimizer.lr: on", "expected a number, above 0, got True"),
+        ("train.clip_norm: yes", "expected a number, above 0 or none, got True"),
+        ("{schedule.name: multistep, schedule.milestones: [yes, 2]}", "expected a list of numbers, got [True, 2]"),
+    ],
+)
+def test_a_yes_is_no_number(tmp_path, text, expected):
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match="put quotes around") as raised:
+        resolve("digits", config.from_yaml(file))
+    assert expected in raised.value.message
+
+
+def test_a_yes_is_true_where_that_is_meant(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("{optimizer: {name: sgd, nesterov: yes, momentum: 0.9}, data.split: '8:1:1'}")
+    run = resolve("digits", config.from_yaml(file))
+    assert run.optimizers["model"].nesterov is True
+    assert run.data.split == "8:1:1"
+
+
+def test_a_setting_without_a_default_must_be_given(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from tasks.digits import Digits\nclass Taught(Digits):\n    teacher: str  # RUN whose network is imitated\n"
+    )
+    error = refused(f"{file}:Taught")
+    assert error.message == "task.teacher must be given: RUN whose network is imitated"
+    assert error.hint == "write task.teacher=..., text"
+    assert resolve(f"{file}:Taught", config.from_words(["task.teacher=first"])).task.teacher == "first"
 
 
 def test_no_written_without_quotes_is_explained():
@@ -163,6 +215,70 @@ def test_each_of_several_optimizers_has_its_own_settings():
 def test_any_optimizer_class_brings_its_own_settings():
     run = resolve("digits", config.from_words(["optimizer.name=torch.optim:NAdam", "optimizer.momentum_decay=0.01"]))
     assert run.optimizers["model"].momentum_decay == 0.01
+
+
+def test_the_settings_of_any_optimizer_class_have_the_types_of_its_constructor():
+    name = "optimizer.name=torch.optim:NAdam"
+    words = [name, "optimizer.betas=0.8,0.99", "optimizer.foreach=true", "optimizer.weight_decay=0.1"]
+    made = optimizers.create(
+        resolve("digits", config.from_words(words)).optimizers["model"], [torch.nn.Parameter(torch.zeros(1))]
+    )
+    assert {one: made.defaults[one] for one in ("betas", "foreach", "weight_decay", "eps")} == {
+        "betas": (0.8, 0.99), "foreach": True, "weight_decay": 0.1, "eps": 1e-8,
+    }  # fmt: skip
+    assert "optimizer.betas=0.8 (command line): expected a list of 2 numbers" in refused(
+        "digits", name, "optimizer.betas=0.8"
+    ).message
+    assert "expected true or false or none" in refused("digits", name, "optimizer.foreach=maybe").message
+
+
+def test_an_optimizer_class_without_types_is_set_by_its_defaults(tmp_path, monkeypatch):
+    (tmp_path / "untyped.py").write_text(
+        "class Own:\n"
+        "    def __init__(self, params, lr, needed, betas=(0.9, 1), weight_decay=0, history=5, amsgrad=False, mode='a',\n"
+        "                 fused=None, rate=None, hook=print, **more):\n"
+        "        self.given = {name: value for name, value in locals().items() if name not in ('self', 'params')}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "optimizer.name=untyped:Own"
+    assert refused("digits", name).message == "optimizer.needed must be given: a value"
+    words = {"needed": "1e-3", "betas": "0.8,2", "weight_decay": "0.1", "history": "7", "amsgrad": "yes", "mode": "b",
+             "fused": "true", "rate": "[1, 2]"}  # fmt: skip
+    run = resolve("digits", config.from_words([name, *(f"optimizer.{key}={word}" for key, word in words.items())]))
+    given = optimizers.create(run.optimizers["model"], []).given
+    assert {key: given[key] for key in words} == {
+        "needed": 1e-3, "betas": (0.8, 2), "weight_decay": 0.1, "history": 7, "amsgrad": True, "mode": "b",
+        "fused": True, "rate": [1, 2] if isinstance(given["rate"], list) else (1, 2),
+    }  # fmt: skip
+    assert given["hook"] is print
+
+
+@pytest.mark.parametrize(
+    ("restart", "stretch", "begins"),
+    [
+        (0.1, 1, [i / 10 for i in range(10)]),
+        (1, 2, [0, 1, 3, 7, 15]),
+        (0.5, 3, [0, 0.5, 2, 6.5]),
+        (1, 1 + 1e-12, [0, 1, 2, 3]),
+    ],
+)
+def test_a_period_of_the_cosine_begins_at_the_top_and_ends_at_the_bottom(restart, stretch, begins):
+    cosine = schedules.Cosine(restart=restart, stretch=stretch)
+    for begin in begins:
+        assert cosine.factor(begin, 100, schedules.Plateaus()) == pytest.approx(1, abs=1e-6)
+        if begin:
+            assert cosine.factor(begin - 1e-5, 100, schedules.Plateaus()) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("stretch", [1.0, 1 + 1e-9, 1.5])
+def test_the_shortest_period_is_found_at_once_however_far_the_training_is(stretch):
+    cosine = schedules.Cosine(restart=1e-6, stretch=stretch)
+    began = time.perf_counter()
+    assert all(0 <= cosine.factor(1000 + step / 100, 2000, schedules.Plateaus()) <= 1 for step in range(100))
+    assert time.perf_counter() - began < 1
+    assert "schedule.restart=1e-07 (command line): expected a number, at least 1e-06 or none" in refused(
+        "digits", "schedule.name=cosine", "schedule.restart=1e-07"
+    ).message
 
 
 def test_misspelt_machinery_is_answered_without_torch():

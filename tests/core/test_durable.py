@@ -94,6 +94,36 @@ def edit(folder, key: str, value: str) -> None:
     (folder / "manifest.json").write_text(text.replace(f'"{key}": 1', f'"{key}": {value}'))
 
 
+class Telling(durable.Operations):
+    """Writes down what is done, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def write(self, descriptor, data):
+        self.told.append("write")
+        super().write(descriptor, data)
+
+    def sync(self, descriptor):
+        self.told.append("sync")
+        super().sync(descriptor)
+
+    def rename(self, source, target):
+        self.told.append("rename")
+        super().rename(source, target)
+
+
+def test_everything_is_synced_before_it_becomes_visible_and_the_names_after(tmp_path, monkeypatch):
+    telling = Telling()
+    monkeypatch.setattr(durable, "OPERATIONS", telling)
+    publish(tmp_path / "thing", b"x")
+    two_files_and_the_manifest = ["write", "sync"] * 3
+    assert telling.told == [*two_files_and_the_manifest, "sync", "rename", "sync"]
+    telling.told.clear()
+    durable.write(tmp_path / "file", "x")
+    assert telling.told == ["write", "sync", "rename", "sync"]
+
+
 DAMAGES = {
     "cut off": (lambda f: (f / "a.bin").write_bytes(b"ol"), "has 2 bytes instead of 300"),
     "one bit flipped": (lambda f: (f / "a.bin").write_bytes(b"nld" + b"old" * 99), "checksum differs"),

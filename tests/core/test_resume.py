@@ -1,5 +1,6 @@
 """A run that was stopped or killed goes on to the very bits of one that was not."""
 
+import gzip
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from distributed.data.store import Store
 from distributed.hosts import job
 from distributed.loop import train
 from distributed.world import World
+from tasks.digits import BUNDLED
 from tasks.errors import UserError
 from tests import runs
 
@@ -118,6 +120,16 @@ def test_other_settings_under_the_same_name_are_refused_with_the_differences(tmp
     runs.begin(tmp_path, stores, "digits", "optimizer.lr=0.1")
     with pytest.raises(UserError, match=r"optimizer.lr: 0.1 before, 0.2 now"):
         runs.begin(tmp_path, stores, "digits", "optimizer.lr=0.2")
+
+
+def test_a_run_does_not_go_on_with_other_data_in_silence(tmp_path, stores):
+    raw = tmp_path / "digits.csv"
+    lines = gzip.decompress(BUNDLED.read_bytes()).decode().splitlines()
+    raw.write_text("\n".join(lines[:400]))
+    runs.begin(tmp_path, stores, "digits", f"task.source.path={raw}")
+    raw.write_text("\n".join(lines[400:900]))
+    with pytest.raises(UserError, match="the raw data, or the code that reads them, changed"):
+        runs.begin(tmp_path, stores, "digits", f"task.source.path={raw}")
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(tmp_path, stores, whole, caplog):

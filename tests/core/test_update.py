@@ -19,10 +19,12 @@ def linear(value: float = 1.0) -> nn.Linear:
     return net
 
 
-def updater_of(module: nn.Module, clip_norm: float | None = None, **settings) -> Updater:
+def updater_of(
+    module: nn.Module, clip_norm: float | None = None, precision: Precision = Precision(), **settings
+) -> Updater:
     names = list(module) if isinstance(module, nn.ModuleDict) else ["model"]
     one = {name: settings.get(name, SGD(name="sgd", lr=1.0)) for name in names}
-    return Updater(module, one, Precision(), clip_norm, World())
+    return Updater(module, one, precision, clip_norm, World())
 
 
 def weight(net: nn.Module) -> float:
@@ -116,6 +118,47 @@ def test_gradients_are_clipped_by_their_norm():
     updater.accumulate(0, 1, last=True)(net(torch.full((1, 1), 8.0)).sum())
     updater.apply(0, 1.0)
     assert weight(net) == pytest.approx(9.5)
+
+
+def test_gradients_are_clipped_as_they_are_and_not_as_float16_scales_them():
+    net = linear(10.0)
+    updater = updater_of(net, clip_norm=0.5, precision=Precision(dtype="float16"))
+    updater.accumulate(0, 1, last=True)(net(torch.full((1, 1), 0.25)).sum())
+    updater.apply(0, 1.0)
+    assert weight(net) == pytest.approx(9.75, abs=1e-5)
+
+
+def test_an_overflow_in_float16_skips_the_step_and_the_scale_is_resumed():
+    nets = linear(1.0), linear(1.0)
+    updaters = [updater_of(net, precision=Precision(dtype="float16")) for net in nets]
+    updaters[0].accumulate(0, 1, last=True)(nets[0](torch.full((1, 1), 1e38)).sum())
+    updaters[0].apply(0, 1.0)
+    assert weight(nets[0]) == 1.0
+    updaters[1].restore(*updaters[0].state())
+    assert updaters[1].scaler.get_scale() == updaters[0].scaler.get_scale() < 65536
+
+
+class Counting(torch.optim.SGD):
+    """Counts its steps in the parameter group, as some optimizers do."""
+
+    def __init__(self, params, lr: float = 1.0) -> None:
+        super().__init__(params, lr=lr)
+        self.param_groups[0]["k"] = 0
+
+    def step(self, closure=None):
+        self.param_groups[0]["k"] += 1
+        return super().step(closure)
+
+
+def test_what_an_optimizer_counts_in_its_groups_is_resumed():
+    nets = linear(), linear()
+    settings = settings_class("tests.core.test_update:Counting")(name="tests.core.test_update:Counting", lr=1.0)
+    updaters = [updater_of(net, model=settings) for net in nets]
+    for step in range(3):
+        updaters[0].accumulate(step, 1, last=True)(nets[0](torch.ones(1, 1)).sum())
+        updaters[0].apply(step, 1.0)
+    updaters[1].restore(*updaters[0].state())
+    assert updaters[1].entries["model"].optimizer.param_groups[0]["k"] == 3
 
 
 def test_frozen_lets_gradients_through_and_collects_none():

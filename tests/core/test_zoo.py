@@ -10,6 +10,7 @@ from distributed.data.store import Store
 from distributed.hosts import job
 from distributed.loop import train
 from distributed.world import World
+from tasks.errors import UserError
 from tests import runs
 
 SHAPES = Path(__file__).parents[1] / "shapes.py"
@@ -25,8 +26,9 @@ ZOO = {
     "two optimizers": (f"{SHAPES}:Adversarial", []),
     "boxes": (f"{SHAPES}:Detector", []),
     "units": (f"{SHAPES}:Words", []),
+    "noise": (f"{SHAPES}:Noisy", []),
 }
-EXACT = [name for name in ZOO if name != "digits cnn"]
+EXACT = [name for name in ZOO if name not in ("digits cnn", "noise")]
 
 
 def words(name: str, *more: str) -> list[str]:
@@ -65,6 +67,35 @@ def test_a_task_that_says_exact_is_the_same_on_two_ranks_and_in_micro_batches(tm
     assert runs.distance(runs.parameters(one), runs.parameters(two)) < 1e-9
     for here, there in zip(runs.rows(one), runs.rows(two), strict=True):
         assert here == pytest.approx(there, abs=1e-7)
+
+
+def _until_the_first_checkpoint(world: World, plain: dict) -> None:
+    one = job.Job.from_plain(plain)
+    for progress in train(one.run, Store(one.store, dict(one.run.task.fields)), one.directory, world, None):
+        if progress.kind == "checkpoint":
+            break
+
+
+def test_two_ranks_with_dropout_and_batch_normalisation_resume_to_the_bit(tmp_path, stores, ranks):
+    more = ["train.epochs=3", "log.every=2"]
+    whole, part = (runs.begin(tmp_path, stores, *ZOO["noise"][:1], *more, name=name) for name in ("whole", "part"))
+    ranks(2, runs.work, whole.to_plain())
+    ranks(2, _until_the_first_checkpoint, part.to_plain())
+    ranks(2, runs.work, part.to_plain())
+    assert runs.distance(runs.parameters(whole), runs.parameters(part)) == 0
+    assert runs.rows(whole)[-4:] == runs.rows(part)[-4:]
+    assert runs.summary(whole)["metrics"] == runs.summary(part)["metrics"]
+
+
+def _elsewhere(world: World, plain: dict, other: dict) -> None:
+    runs.work(world, other if world.rank else plain)
+
+
+def test_ranks_that_see_different_checkpoints_refuse_to_train(tmp_path, stores, ranks):
+    here = runs.train(tmp_path, stores, "digits", *words("digits", "train.epochs=1"), name="here")
+    there = runs.begin(tmp_path, stores, "digits", *words("digits", "train.epochs=1"), name="there")
+    with pytest.raises(UserError, match="the ranks see different checkpoints"):
+        ranks(2, _elsewhere, here.to_plain(), there.to_plain())
 
 
 def test_a_task_with_batch_normalisation_trains_on_two_ranks(tmp_path, stores, ranks):

@@ -38,6 +38,8 @@ class Own(Task):
         mine = model.training and len(self_steps) == 3 and int(os.environ.get("LOCAL_TEST_RANK", rank())) == rank()
         if mine and self.trouble == "raise":
             raise RuntimeError("the network is on fire")
+        if mine and self.trouble == "long":
+            raise RuntimeError("on fire: " + "x" * 200_000)
         if mine and self.trouble == "user":
             raise UserError("the data are of the wrong kind", "use others")
         if mine and self.trouble == "kill":
@@ -157,9 +159,30 @@ def test_a_refused_run_leaves_nothing_behind(tmp_path, stores, own):
     assert not (tmp_path / "runs" / "own.Own" / "x").exists()
 
 
+def test_a_refused_run_leaves_what_was_there_before(tmp_path, stores, own):
+    folder = tmp_path / "runs" / "own.Own" / "x"
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("precious")
+    assert whipray(tmp_path, stores, "train", own, "train.objective=acc", "--name", "x").returncode == 2
+    assert {path.name for path in folder.iterdir()} - {".lock"} == {"notes.txt"}
+
+
+def test_an_error_of_any_length_crosses_from_a_rank(tmp_path, stores, own):
+    told = whipray(
+        tmp_path, stores, "train", own, "task.trouble=long", "--workers", "2", "--no-ray", LOCAL_TEST_RANK="1"
+    )
+    assert told.returncode == 1
+    assert "on fire" in told.stderr
+
+
 def test_training_goes_on_when_nobody_reads_its_words_any_more(tmp_path, stores, own):
     words = ["train", own, "train.epochs=30", "--name", "x", "--runs", str(tmp_path / "runs"), "--stores", str(stores)]
-    process = subprocess.Popen([sys.executable, str(HOME / "whipray.py"), *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, str(HOME / "whipray.py"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
@@ -173,6 +196,8 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_when_started_again(tmp_path,
     assert told.returncode == 1
     assert "rank 1" in told.stderr
     assert "SIGKILL" in told.stderr
+    failure = json.loads((tmp_path / "runs" / "own.Own" / "x" / "failure.json").read_text())
+    assert (failure["rank"], "SIGKILL" in failure["message"]) == (1, True)
     again = whipray(tmp_path, stores, *words, "task.trouble=kill", LOCAL_TEST_RANK="5")
     assert again.returncode == 0, again.stderr
 
