@@ -236,12 +236,16 @@ class _Loader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             self._refuse(f"aliases such as *{event.anchor} are not read", "write the value itself", event)
         if getattr(event, "tag", None):
-            self._refuse(f"tags such as {event.tag.replace('tag:yaml.org,2002:', '!!')} are not read", "write the value without it", event)
+            self._refuse(
+                f"tags such as {event.tag.replace('tag:yaml.org,2002:', '!!')} are not read",
+                "write the value without it",
+                event,
+            )
         if self.depth > MAX_YAML_DEPTH:
             self._refuse(f"is nested more than {MAX_YAML_DEPTH} deep", "is it the right file?", event)
         node = super().compose_node(parent, index)
         self.depth -= 1
-        if node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and ":" in node.value:
+        if node and node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and ":" in node.value:
             self._refuse(
                 f"YAML 1.1 reads {node.value} as one number to the base of 60", f"put quotes around it: '{node.value}'",
                 event,

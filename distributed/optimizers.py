@@ -119,19 +119,19 @@ def _foreign(name: str) -> type[Optimizer]:
 
 def _plain(hint: Any) -> Any:
     """What of a type can be given in words: `float | Tensor` is float; None where that is nothing."""
-    if hint in (int, float, str, bool, type(None)):
+    if hint in (int, float, str, bool, type(None), ...):
         return hint
     inner = [_plain(part) for part in typing.get_args(hint)]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         kept = [part for part in inner if part]
         return functools.reduce(operator.or_, kept) if set(kept) - {type(None)} else None
-    return tuple[*inner] if typing.get_origin(hint) is tuple and all(inner) else None
+    return types.GenericAlias(tuple, tuple(inner)) if typing.get_origin(hint) is tuple and all(inner) else None
 
 
 def _kind_of(default: Any) -> Any:
     """The type that an argument without a usable hint seems to have: a 0 may stand for 0.0."""
     if isinstance(default, tuple):
-        return tuple[*(_kind_of(part) for part in default)]
+        return types.GenericAlias(tuple, tuple(_kind_of(part) for part in default))
     if default is None or default is MISSING:
         return Any
     return int | float if type(default) is int else type(default)

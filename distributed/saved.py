@@ -14,8 +14,8 @@ from distributed import config, durable
 from distributed.run import Run, resolve
 from tasks.errors import UserError, did_you_mean, place_of
 
-CONFIG, FACTS, SUMMARY, ENVIRONMENT, METRICS = (
-    "config.yaml", "facts.json", "summary.json", "environment.json", "metrics.jsonl",
+CONFIG, FACTS, SUMMARY, ENVIRONMENT, METRICS, LOG = (
+    "config.yaml", "facts.json", "summary.json", "environment.json", "metrics.jsonl", "log.txt",
 )  # fmt: skip
 
 
@@ -131,8 +131,15 @@ def write_failure(directory: Path, rank: int, error: BaseException) -> None:
         "kind": type(error).__name__, "message": message, "hint": hint, "place": place_of(error),
         "traceback": "".join(traceback.format_exception(error)), "echo": is_echo(error),
     }  # fmt: skip
+    note(directory, f"rank {rank} failed: {told['kind']}: {message.splitlines()[0] if message else ''}")
     with contextlib.suppress(OSError):  # of a full disk, say: the cause itself is what must be told
         durable.write_json(directory / FAILURE, told)
+
+
+def note(directory: Path, words: str) -> None:
+    """Adds a line to log.txt, the history of a run for people; one that cannot be written is let go."""
+    with contextlib.suppress(OSError):
+        durable.append(directory / LOG, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {platform.node()} {words}")
 
 
 def is_echo(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from tasks.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 DEFAULT = "8:1:1"
+NUMBERS = "biuf"  # numpy's kinds: bool, int, unsigned, float
 
 
 def digest(content: Any, column: str = "") -> bytes:
@@ -27,23 +28,23 @@ def digest(content: Any, column: str = "") -> bytes:
 
 def _feed(hasher: "hashlib.blake2b", value: Any, column: str) -> None:
     """Hashes a value so that no other value has the same bytes: its kind, its size, its parts."""
-    if isinstance(value, PurePath):
-        value = str(value)
+    if isinstance(value, (int, float)) or hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
+        array = np.asarray(value)
+        value = array if array.dtype.kind in NUMBERS else array.tolist() if array.dtype.kind in "OUS" else value
     if isinstance(value, (list, tuple)):
         numbers = _numbers(value)
         value = value if numbers is None else numbers
-    elif isinstance(value, (bool, int, float)) or hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
-        array = np.asarray(value)
-        value = array if array.dtype.kind in "biuf" else array.tolist() if array.dtype.kind in "OUS" else value
 
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind in NUMBERS:
         data = _plain(value)
-        _head(hasher, f"{data.dtype.kind}{data.shape}", data.nbytes)
+        _head(hasher, f"{data.dtype}{data.shape}", data.nbytes)
         hasher.update(data.data)
-    elif isinstance(value, (str, bytes, bytearray, int)):  # an int that no array holds
-        kind = {int: "integer", str: "text"}.get(type(value), "bytes")
-        data = str(value).encode("utf-8", "surrogatepass") if kind != "bytes" else value
-        _head(hasher, kind, len(data))
+    elif isinstance(value, (bytes, bytearray)):
+        _head(hasher, "bytes", len(value))
+        hasher.update(value)
+    elif isinstance(value, (str, PurePath, int)):  # an int that no array holds
+        data = str(value).encode("utf-8", "surrogatepass")
+        _head(hasher, "integer" if isinstance(value, int) else "text", len(data))
         hasher.update(data)
     elif value is None:
         _head(hasher, "none", 0)
@@ -71,29 +72,34 @@ def _head(hasher: "hashlib.blake2b", kind: str, size: int) -> None:
     hasher.update(f"{kind} {size};".encode())
 
 
-def _numbers(values: list | tuple) -> np.ndarray | None:
+def _numbers(values: list | tuple | np.ndarray) -> np.ndarray | None:
     """Returns a list of numbers, or of lists of one length each, as the array that it could be; None for another."""
+    if isinstance(values, np.ndarray):
+        return values if values.dtype.kind in NUMBERS else None
     kinds = set(map(type, values))
     if all(issubclass(kind, (bool, int, float, np.number, np.bool_)) for kind in kinds):
         array = np.asarray(values)
     elif all(issubclass(kind, (list, tuple, np.ndarray)) for kind in kinds):
-        parts = [part if isinstance(part, np.ndarray) else _numbers(part) for part in values]
-        if any(part is None for part in parts) or len({part.shape for part in parts if part is not None}) > 1:
+        parts = [part for part in map(_numbers, values) if part is not None]
+        if len(parts) < len(values) or len({part.shape for part in parts}) > 1:
             return None
-        array = np.stack([part for part in parts if part is not None])
+        array = np.stack(parts)
     else:
         return None
-    return array if array.dtype.kind in "biuf" else None
+    return array if array.dtype.kind in NUMBERS else None
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """Numbers as int64 where they are whole, else as float64: so uint8, 1 and 1.0 have the same bytes."""
+    """Numbers in the first type that holds them all exactly, so that those of uint8, 1 and 1.0 have the same bytes."""
     if array.dtype.kind == "f":
         array = array.astype(np.float64) + 0.0  # -0.0 equals 0.0
-        whole = not array.size or bool((np.abs(array).max() < 2**63) and (array == np.floor(array)).all())
-        return np.ascontiguousarray(array.astype(np.int64) if whole else array).reshape(array.shape)
-    fits = array.dtype != np.uint64 or not array.size or array.max() < 2**63
-    return np.ascontiguousarray(array, np.int64 if fits else np.uint64).reshape(array.shape)
+        if array.size and not ((np.abs(array).max() < 2**63) and (array == np.floor(array)).all()):
+            return np.ascontiguousarray(array).reshape(array.shape)  # numpy makes () to (1,)
+        array = array.astype(np.int64)
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    # uint8 first: a picture is hashed eight times as fast as in int64.
+    kind = next(k for k in (np.uint8, np.int64, np.uint64) if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
+    return np.ascontiguousarray(array, kind).reshape(array.shape)
 
 
 def unit(content: bytes, seed: int) -> float:

@@ -14,7 +14,7 @@ from distributed.data.order import permuted
 from tasks.errors import UserError, did_you_mean
 from tasks.fields import Facts, Field
 
-FORMAT = 1
+FORMAT = 2
 
 
 def shard_name(split: str, index: int, count: int) -> str:

@@ -168,11 +168,14 @@ class Attempt:
         if world.rank == 0:
             for reason in passed_over:
                 log.warning("passed over: %s", reason)
+                saved.note(job.directory, f"passed over: {reason}")
             if passed_over and self.resume is None:
                 raise UserError(f"{job.directory}: no complete checkpoint is left", "begin anew under another --name")
             if self.resume and self.resume.task != job.run.name:
                 raise UserError(f"{self.resume.path}: is of the task {self.resume.task}", "give another --name")
             checkpoint.repair(job.directory, self.resume)
+            where = f"goes on from step {self.resume.step}" if self.resume else "begins"
+            saved.note(job.directory, f"{where}, {world.size} worker{'s' * (world.size > 1)} on {world.device}")
         step = self.resume.step if self.resume else None
         _same_everywhere(world, step)
         self.recorder = Recorder(job.directory, job.run.log, step) if world.rank == 0 else None
@@ -222,6 +225,7 @@ class Attempt:
             "workers": self.world.size, "device": str(self.world.device),
         }  # fmt: skip
         durable.write_json(self.job.directory / saved.SUMMARY, told)
+        saved.note(self.job.directory, f"finished at step {steps}, best at step {best_step}")
 
     def close(self) -> None:
         if self.recorder:

@@ -176,12 +176,12 @@ def _await(ranks: list[Any], pipes: list[Any], look: Callable[[], Any], director
             del waiting[rank]
             if isinstance(told, BaseException):
                 failures[rank] = told
-                saved.write_failure(directory, rank, told)  # a killed rank could not do it itself
                 deadline = deadline or time.monotonic() + GRACE
                 # A partner that waits for the failed rank will not end: a user error is known at once.
                 if isinstance(told, UserError):
                     raise told
-    for failure in sorted(failures.values(), key=saved.is_echo):
+    for rank, failure in sorted(failures.items(), key=lambda one: saved.is_echo(one[1])):
+        saved.write_failure(directory, rank, failure)  # a killed rank could not do it itself
         raise failure
 
 

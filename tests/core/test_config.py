@@ -99,7 +99,8 @@ YAML = {
     "an alias": ("a: &a 1\nb: *a", ":2: aliases such as *a are not read"),
     "a bomb of lists": ("a: &a [1]\nb: [" + "*a, " * 200 + "*a]", "aliases such as *a"),
     "a bomb of maps": (
-        "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{p: *a{i - 1}, q: *a{i - 1}}}\n" for i in range(1, 26)), "aliases"
+        "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{p: *a{i - 1}, q: *a{i - 1}}}\n" for i in range(1, 26)),
+        "aliases",
     ),
     "an alias within itself": ("a: &a {b: *a}", "aliases such as *a"),
     "bottomless maps": ("{a: " * 20_000, "is nested more than 20 deep"),
@@ -226,9 +227,10 @@ def test_the_settings_of_any_optimizer_class_have_the_types_of_its_constructor()
     assert {one: made.defaults[one] for one in ("betas", "foreach", "weight_decay", "eps")} == {
         "betas": (0.8, 0.99), "foreach": True, "weight_decay": 0.1, "eps": 1e-8,
     }  # fmt: skip
-    assert "optimizer.betas=0.8 (command line): expected a list of 2 numbers" in refused(
-        "digits", name, "optimizer.betas=0.8"
-    ).message
+    assert (
+        "optimizer.betas=0.8 (command line): expected a list of 2 numbers"
+        in refused("digits", name, "optimizer.betas=0.8").message
+    )
     assert "expected true or false or none" in refused("digits", name, "optimizer.foreach=maybe").message
 
 
@@ -276,9 +278,10 @@ def test_the_shortest_period_is_found_at_once_however_far_the_training_is(stretc
     began = time.perf_counter()
     assert all(0 <= cosine.factor(1000 + step / 100, 2000, schedules.Plateaus()) <= 1 for step in range(100))
     assert time.perf_counter() - began < 1
-    assert "schedule.restart=1e-07 (command line): expected a number, at least 1e-06 or none" in refused(
-        "digits", "schedule.name=cosine", "schedule.restart=1e-07"
-    ).message
+    assert (
+        "schedule.restart=1e-07 (command line): expected a number, at least 1e-06 or none"
+        in refused("digits", "schedule.name=cosine", "schedule.restart=1e-07").message
+    )
 
 
 def test_misspelt_machinery_is_answered_without_torch():

@@ -1,13 +1,18 @@
 """From raw rows to a store and back to batches: what is written is read, what is broken is named."""
 
 import collections
+import datetime
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -19,6 +24,7 @@ from distributed.data.store import Store
 from tasks.errors import UserError
 from tasks.task import BadRow, Boxes, Example, Image, Label, Labels, Number, Source, Task, Text, Tokens, Vector
 
+ROOT = Path(__file__).parents[2]
 FIELDS = {
     "image": Image(2, 3, 4), "vector": Vector(3), "number": Number(), "label": Label(classes=5), "text": Text(),
     "tokens": Tokens(), "boxes": Boxes(), "labels": Labels(),
@@ -212,7 +218,18 @@ VALUES = [
     (Label(names=("cat", "dog")), "dgo", "did you mean 'dog'"),
     (Boxes(), [[5, 5, 1, 9]], "has no area"),
     (Tokens(), [[1, 2]], "expected shape"),
+    (Tokens(), [[1], [1, 2]], "no array of numbers"),
     (Text(), 5, "expected text"),
+    (Text(), "\ud800", "no text that UTF-8 can hold"),
+    (Vector(2), [1, 2, 3], "expected shape"),
+    (Vector(1), [1e39], "holds a number that float32 cannot"),
+    (Image(1, 1, 1), None, "is missing"),
+    (Label(), None, "is missing"),
+    (Label(), float("nan"), "NaN"),
+    (Label(), -1, "below 0"),
+    (Label(), [1], "expected shape"),
+    (Label(classes=2), "2", "unknown class '2'"),
+    (Boxes(), 7, "expected shape"),
 ]
 
 
@@ -224,13 +241,78 @@ def test_a_value_that_its_field_cannot_hold_is_a_bad_row(tmp_path, field, value,
         def examples(self, source):
             return [{"x": value}] * 30
 
-        def facts(self, rows):
-            return {"x": {"classes": list(field.names) or ["0", "1"]}} if isinstance(field, Label) else {}
-
     with pytest.raises(UserError) as raised:
         convert.prepare(One(), "x", Data(), tmp_path)
     assert words in raised.value.message
     assert "'x'" in raised.value.message
+
+
+GOOD = [
+    (Vector(1), [1.0], {"mean": [1.0], "std": [1.0]}),
+    (Number(), 1.0, {"mean": 1.0, "std": 1.0}),
+    (Image(1, 1, 1), [[[255]]], {"mean": [1.0], "std": [1.0]}),
+    (Label(), "cat", {"classes": ["cat"], "counts": 1}),
+    (Label(), 0, {"classes": ["0"], "counts": 1}),
+]
+
+
+@pytest.mark.parametrize("own_encode", [False, True])
+@pytest.mark.parametrize("bad", [None, float("nan"), [[1.0, 2.0], [3.0]], {}, "missing"], ids=str)
+@pytest.mark.parametrize(("field", "good", "facts"), GOOD, ids=lambda v: str(v)[:30])
+def test_nothing_is_learned_from_a_row_that_is_set_aside(tmp_path, field, good, facts, bad, own_encode):
+    class Torn(Task):
+        fields = {"x": field, "n": Number()}
+
+        def examples(self, source):
+            names = ("train", "validation", "test")
+            yield from (Example({"x": good, "n": 0, **more}, names[i % 3]) for i in range(60))
+            row = {"x": bad, "n": 9, **more}  # its n is whole, and must not be learned from either
+            if bad == "missing":
+                row = {"x": good, "n": None, **more} if own_encode else {"n": 9}
+            yield Example(row, "train")
+
+    more = {"more": {}} if own_encode else {}
+    if own_encode:
+        Torn.encode = lambda self, row, facts: {"x": row["x"], "n": row["n"]}
+    with pytest.raises(UserError, match="row 61: '[xn]'"):
+        convert.prepare(Torn(), "x", Data(max_bad=0), tmp_path)
+    store = Store(convert.prepare(Torn(), "x", Data(max_bad=0.1), tmp_path), dict(Torn.fields))
+    learned = dict(store.facts)
+    assert store.manifest["skipped"]["rows"] == 1
+    assert learned["n"] == {"mean": 0.0, "std": 1.0}
+    assert learned["x"] == {**facts, **({"counts": [20]} if isinstance(field, Label) else {})}
+
+
+@pytest.mark.parametrize("method", ["row", "facts", "encode"])
+def test_an_error_of_a_tasks_own_says_in_which_method_it_arose(tmp_path, method):
+    def fail(self, *values):
+        return {}["x"]
+
+    failing = type("Failing", (Counted,), {method: fail})
+    with pytest.raises(KeyError) as raised:
+        convert.prepare(failing(), "x", Data(), tmp_path)
+    assert raised.value.__notes__[0].startswith(f"in Failing.{method}")
+
+
+def test_facts_that_are_no_json_are_said_to_be_the_tasks(tmp_path):
+    class Odd(Counted):
+        def facts(self, rows):
+            return {"vector": {"mean": float("nan")}}
+
+    with pytest.raises(ValueError, match="JSON") as raised:
+        convert.prepare(Odd(), "x", Data(), tmp_path)
+    assert raised.value.__notes__ == ["in Odd.facts"]
+
+
+def test_a_row_that_encode_refuses_is_named_by_its_number_in_the_source(tmp_path):
+    class Refusing(Counted):
+        def encode(self, row, facts):
+            if row["vector"] == [41]:
+                raise BadRow("is torn")
+            return row
+
+    with pytest.raises(UserError, match="row 42: is torn"):
+        convert.prepare(Refusing(), "x", Data(), tmp_path)
 
 
 def test_a_source_without_rows_is_refused(tmp_path):
@@ -265,6 +347,59 @@ def test_equal_content_is_never_on_two_sides_of_a_split_of_ours():
     assert 0.5 < splits.count("train") / 2000 < 0.7
 
 
+ALIKE = [
+    [[1], (1,), [1.0], [True], np.array([1], np.uint8), np.array([1], np.float16), np.array([1], object), [np.int8(1)]],
+    [[[1, 2], [3, 4]], np.array([[1, 3], [2, 4]]).T, [np.array([1, 2]), (3.0, 4)], torch.tensor([[1, 2], [3, 4]])],
+    [[0.5, 0.0], [0.5, -0.0], np.array([0.5, 0], np.float32)],
+    [1, 1.0, np.int64(1), True, np.array(1)],
+    ["a/b", Path("a/b"), np.str_("a/b"), np.array("a/b")],
+    [b"a", bytearray(b"a"), np.bytes_(b"a")],
+    [["a", "b"], ("a", "b"), np.array(["a", "b"])],
+    [{"a": 1, "b": None}, {"b": None, "a": np.float32(1)}],
+    [{"a", "b", 1}, {1, "b", "a"}, frozenset(["b", 1, "a"])],
+    [[1, None, [2, 3]], (1.0, None, np.array([2, 3]))],
+    [[[1], [2, 3]], [np.array([1]), [2, 3]]],
+    [None], [[None]], [[]], [[[]]], [{}], [set()], [""], [b""], ["1"], [b"1"], [["ab"]], [["a", ["b"]]], [[[1, 2, 3, 4]]],
+    [[1, 2, 3, 4]], [[1, "1"]], [["1", 1]], [0.1], [np.float32(0.1)], [2**53], [2**53 + 1], [2**63], [2**70], [2.0**70],
+    [[2**63, 1]], [[2**70, 1]], [float("inf")], [float("nan")], [{"a": {"b": 1}}], [[{"a": 1}, {"b": Path("c")}]],
+    [{"a": [1, 2]}], [{1: "a"}], [{"1": "a"}],
+]  # fmt: skip
+
+
+def test_equal_content_has_one_digest_and_other_content_another():
+    digests = [{split.digest(value) for value in alike} for alike in ALIKE]
+    assert [len(some) for some in digests] == [1] * len(ALIKE)
+    assert len(set.union(*digests)) == len(ALIKE)
+
+
+def test_another_process_finds_the_same_digests():
+    row = "{'a': Path('x'), 'b': {'c': None, 'd': [{'e': 1}]}, 'f': {'g', 'h', 'i'}, 'j': [[1], [2, 3]], 'k': True}"
+    code = f"from pathlib import Path; from distributed.data import split; print(split.digest([{row}]).hex())"
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True, env=environment
+    )
+    assert told.stdout.strip() == split.digest([eval(row)]).hex()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), datetime.date(2026, 1, 1), 1j, np.array([1j]), np.datetime64(1, "s")],
+    ids=lambda v: type(v).__name__,
+)
+@pytest.mark.parametrize("inside", [lambda v: v, lambda v: [{"a": v}], lambda v: {v} if v.__hash__ else [v]])
+def test_what_cannot_be_compared_is_refused_with_its_column(value, inside):
+    with pytest.raises(UserError, match=f"column 'when' holds a {type(value).__name__}"):
+        split.digest({"when": inside(value)})
+
+
+def test_a_large_array_is_digested_as_fast_as_it_is_hashed():
+    large = np.arange(4_000_000, dtype=np.float32).reshape(2, 1000, 2000)
+    began = time.perf_counter()
+    split.digest({"x": large})
+    assert time.perf_counter() - began < 1
+
+
 def test_a_row_keeps_its_split_when_others_come():
     contents = [split.digest([i]) for i in range(100)]
     few = split.assign(Data(split="8:1:1"), [None] * 50, contents[:50])
@@ -297,6 +432,22 @@ def test_duplicates_across_the_sources_own_split_are_reported(tmp_path, caplog):
     path = convert.prepare(Doubled(), "x", Data(), tmp_path)
     assert Store(path, dict(Doubled.fields)).manifest["duplicates"]["test_in_train"] > 0
     assert "also in its train split" in caplog.text
+
+
+def test_the_largest_seed_of_a_split_is_as_good_as_any():
+    assert split.assign(Data(split_seed=2**63 - 1), [None], [split.digest(1)])[0] in split.SPLITS
+
+
+def test_a_split_without_rows_is_refused_before_anything_is_learned(tmp_path):
+    class Lone(Counted):
+        def examples(self, source):
+            return [Example({"vector": [i], "label": 0}, "test") for i in range(9)]
+
+        def facts(self, rows):
+            return {"vector": {"most": max(row["vector"] for row in rows)}}
+
+    with pytest.raises(UserError, match="no row falls into the train split"):
+        convert.prepare(Lone(), "x", Data(), tmp_path)
 
 
 @pytest.mark.parametrize("rule", ["8", "a:b", "0:1", "1:-1", "1:2:3:4"])

@@ -200,6 +200,8 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_when_started_again(tmp_path,
     assert (failure["rank"], "SIGKILL" in failure["message"]) == (1, True)
     again = whipray(tmp_path, stores, *words, "task.trouble=kill", LOCAL_TEST_RANK="5")
     assert again.returncode == 0, again.stderr
+    history = (tmp_path / "runs" / "own.Own" / "x" / "log.txt").read_text()
+    assert all(words in history for words in ("begins, 2 workers", "rank 1 failed", "goes on from step", "finished"))
 
 
 def _started(tmp_path: Path, stores: Path, *words: str) -> subprocess.Popen[str]:

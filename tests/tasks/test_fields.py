@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_st
 
 from tasks.errors import BadRow, UserError, did_you_mean
-from tasks.fields import Boxes, Field, Image, Label, Labels, Number, Text, Tokens, Vector, check_row
+from tasks.fields import Boxes, Field, Image, Label, Labels, Number, Text, Tokens, Vector, check_parsed, check_row
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,8 @@ def test_a_good_value_gets_the_declared_type_and_shape(field, value, dtype, shap
         (Vector(2), [1.0], "shape"),
         (Vector(2), [1.0, float("nan")], "NaN"),
         (Vector(1), [float("inf")], "infinity"),
+        (Vector(1), [1e39], "float32 cannot: 1e"),
+        (Number(), 10**39, "expected numbers"),
         (Vector(2), [[1.0], [1.0, 2.0]], "no array"),
         (Vector(1), ["1"], "numbers"),
         (Number(), [1.0], "shape"),
@@ -53,7 +55,12 @@ def test_a_good_value_gets_the_declared_type_and_shape(field, value, dtype, shap
         (Tokens(), ["word"], "numbers"),
         (Tokens(), [2**31], "expected values"),
         (Boxes(), [[2, 0, 2, 3]], "no area"),
+        (Tokens(), [[1], [2, 3]], "no array"),
+        (Labels(), [[1], [2, 3]], "no array"),
         (Boxes(), [[0, 0, 1]], "shape"),
+        (Boxes(), [[0, 0, 1, 1], [0]], "no array"),
+        (Boxes(), 5, "shape"),
+        (Text(), "\ud800", "UTF-8"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_reason(field, value, reason):
@@ -94,6 +101,34 @@ def test_classes_are_declared_or_learned(field, values, classes, counts):
 
 
 FIELDS = {"x": Vector(2), "y": Number(target=True)}
+
+
+@pytest.mark.parametrize("value", [3, "cat", np.int64(0), 2.0])
+def test_a_class_that_is_not_declared_is_right_until_the_classes_are_known(value):
+    Label().check_parsed(value)
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "reason"),
+    [
+        (Label(), None, "numbers"),
+        (Label(), -1, "below 0"),
+        (Label(), 1.5, "whole numbers"),
+        (Label(classes=2), 2, "outside 0..1"),
+        (Label(names=("cat", "dog")), "dgo", "did you mean 'dog'"),
+    ],
+)
+def test_a_class_that_no_facts_could_make_right_is_refused_at_once(label, value, reason):
+    with pytest.raises(BadRow, match=reason):
+        label.check_parsed(value)
+
+
+def test_only_a_whole_parsed_row_must_have_every_column():
+    check_parsed({"y": 1, "more": None}, FIELDS, whole=False)
+    with pytest.raises(BadRow, match="'x' is missing"):
+        check_parsed({"y": 1}, FIELDS, whole=True)
+    with pytest.raises(BadRow, match="'y' is missing"):
+        check_parsed({"x": [1, 2], "y": None}, FIELDS, whole=False)
 
 
 def test_a_row_needs_its_target_except_when_predicting():
