@@ -29,9 +29,12 @@ class Field:
         """Returns the value as it is stored; raises BadRow for one that cannot be."""
         raise TypeError(f"{type(self).__name__} does not say how to check a value")
 
-    def check_parsed(self, value: Any) -> None:
-        """Raises BadRow for a value that no facts could make right, so that none are learned from it."""
-        self.check(value, {})
+    def check_parsed(self, value: Any) -> Any:
+        """Returns the value as far as it can be checked before there are facts, which are learned from it.
+
+        Raises BadRow for a value that no facts could make right.
+        """
+        return self.check(value, {})
 
     def facts(self, values: Iterable[Any]) -> Facts:
         """What the training rows teach about this column: nothing, unless a field says otherwise."""
@@ -108,10 +111,16 @@ class Image(Field):
 
     def facts(self, values: Iterable[Any]) -> Facts:
         """Mean and standard deviation a channel, of pixels scaled to 0..1."""
-        moments = _Moments()
+        seen = np.zeros((self.channels, 256), np.int64)  # how often each shade occurs: exact, and quick to count
         for value in values:
-            moments.add(np.asarray(value, np.float64).reshape(self.channels, -1).T / 255)
-        return moments.facts()
+            for channel, plane in enumerate(np.asarray(value, np.uint8).reshape(self.channels, -1)):
+                seen[channel] += np.bincount(plane, minlength=256)
+        if not seen.any():
+            return {}
+        shades, share = np.arange(256) / 255, seen / seen.sum(1, keepdims=True)
+        mean = share @ shades
+        std = np.sqrt((share * (shades - mean[:, None]) ** 2).sum(1))
+        return {"mean": mean.tolist(), "std": np.where(std > 1e-12, std, 1.0).tolist()}
 
 
 @dataclass(frozen=True)
@@ -167,11 +176,12 @@ class Label(Field):
             raise BadRow(f"class {number} is outside 0..{len(known) - 1}")
         return number
 
-    def check_parsed(self, value: Any) -> None:
+    def check_parsed(self, value: Any) -> Any:
         if self._declared:
-            self.check(value, {})
-        elif not isinstance(value, str) and _array(value, (), np.int64) < 0:
+            return self.check(value, {})
+        if not isinstance(value, str) and _array(value, (), np.int64) < 0:
             raise BadRow(f"class {value} is below 0")
+        return value
 
     @functools.cached_property
     def _declared(self) -> list[str]:
@@ -248,15 +258,85 @@ class Boxes(Field):
         return boxes
 
 
-def check_parsed(row: Mapping[str, Any], fields: Mapping[str, Field], *, whole: bool) -> None:
-    """Raises BadRow naming the field where a parsed row has a declared column that no facts could make right.
+@dataclass(frozen=True)
+class Picture(Field):
+    """A picture of any size, kept as JPEG or PNG and decoded while training: batches hold it as `Pictures`.
 
-    A `whole` row has them all; otherwise an `encode` is to come that makes those which are not there.
+    A row gives the bytes of a picture file of any usual format, its path, or an array (height, width[, channels]).
     """
+
+    channels: int = 3  # 1: grey, 3: RGB
+
+    def check(self, value: Any, facts: Facts) -> dict[str, Any]:
+        from tasks.formats import pictures
+
+        if isinstance(value, dict):
+            return pictures.looked_at(value, self.channels)
+        return pictures.normalised(value, self.channels)
+
+
+@dataclass(frozen=True)
+class ClassMap(Picture):
+    """The class of every pixel, 0..254, and 255 where it does not count; kept as PNG. Batches hold it as `Pictures`.
+
+    A row gives a palette or grey PNG (its bytes or its path), or an array (height, width).
+    """
+
+    channels: int = 1
+    target: bool = field(default=True, kw_only=True)
+
+    def check(self, value: Any, facts: Facts) -> dict[str, Any]:
+        from tasks.formats import pictures
+
+        if isinstance(value, dict):
+            return pictures.looked_at(value, 1)
+        return pictures.class_map(value)
+
+
+@dataclass(frozen=True)
+class ObjectMasks(Field):
+    """A mask for each object of a row, run-length encoded as COCO does it. Batches hold it as `Masks`.
+
+    A row gives RLE dicts {"size": [height, width], "counts": bytes}, or an array (objects, height, width).
+    """
+
+    target: bool = field(default=True, kw_only=True)
+
+    def check(self, value: Any, facts: Facts) -> dict[str, Any]:
+        from pycocotools import mask
+
+        if isinstance(value, dict) and set(value) == {"height", "width", "counts"}:
+            return value
+        if isinstance(value, np.ndarray):
+            if value.ndim != 3:
+                raise BadRow(f"expected masks of shape (objects, height, width), got {value.shape}")
+            planes = np.asfortranarray((value != 0).astype(np.uint8).transpose(1, 2, 0))
+            height, width = value.shape[1:]
+            counts = [one["counts"] for one in mask.encode(planes)] if len(value) else []
+            return {"height": height, "width": width, "counts": counts}
+        try:
+            sizes = {tuple(one["size"]) for one in value}
+            counts = [c.encode() if isinstance(c := one["counts"], str) else bytes(c) for one in value]
+        except (TypeError, KeyError) as error:
+            raise BadRow(f"expected run-length encoded masks with size and counts: {error!r}") from error
+        if len(sizes) > 1:
+            raise BadRow(f"its masks differ in size: {sorted(sizes)}")
+        height, width = next(iter(sizes), (0, 0))
+        return {"height": int(height), "width": int(width), "counts": counts}
+
+
+def check_parsed(row: Mapping[str, Any], fields: Mapping[str, Field], *, whole: bool) -> dict[str, Any]:
+    """Returns the parsed row with its declared columns checked as far as that goes before there are facts.
+
+    A `whole` row has them all; otherwise an `encode` is to come that makes those which are not there. Raises BadRow
+    naming the field for a value that no facts could make right.
+    """
+    checked = dict(row)
     for name, column in fields.items():
         if whole or name in row:
             with _named(name, row.get(name)):
-                column.check_parsed(row[name])
+                checked[name] = column.check_parsed(row[name])
+    return checked
 
 
 @contextlib.contextmanager

@@ -17,15 +17,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tasks.columns import Masks, Pictures, Ragged
 from tasks.errors import BadRow, UserError
-from tasks.fields import Boxes, Facts, Field, Image, Label, Labels, Number, Text, Tokens, Vector
+from tasks.fields import (
+    Boxes,
+    ClassMap,
+    Facts,
+    Field,
+    Image,
+    Label,
+    Labels,
+    Number,
+    ObjectMasks,
+    Picture,
+    Text,
+    Tokens,
+    Vector,
+)  # fmt: skip
 
 __all__ = [
-    "BadRow", "Batch", "Boxes", "Draw", "Example", "Facts", "Field", "FilePath", "Image", "Label", "Labels", "Load",
-    "Metric", "Number", "Ragged", "Source", "Task", "Text", "Tokens", "Update", "UserError", "Vector", "frozen",
+    "BadRow", "Batch", "Boxes", "ClassMap", "Draw", "Example", "Facts", "Field", "FilePath", "Image", "Label", "Labels",
+    "Load", "Masks", "Metric", "Number", "ObjectMasks", "Picture", "Pictures", "Ragged", "Source", "Task", "Text",
+    "Tokens", "Update", "UserError", "Vector", "frozen",
 ]  # fmt: skip
 
-Batch = dict[str, Any]  # column -> tensor (B, ...), Ragged, or list of B strings; "row" holds the rows' numbers
+# column -> tensor (B, ...), Ragged, Pictures, Masks, or list of B strings; "row" holds the rows' numbers. Of several
+# domains: domain -> such a dict.
+Batch = dict[str, Any]
 Load = Callable[[str], tuple[nn.Module, Facts]]
 FilePath = Annotated[str, "path"]  # a setting of this type is made absolute where it is given
 
@@ -58,29 +76,7 @@ class Example(NamedTuple):
     reference: Any
     split: str | None = None  # train, validation or test where the source says so
     group: str | None = None  # rows of one group (patient, writer, document) stay on one side of a split
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """A column whose rows differ in length: the rows one after another, and their lengths."""
-
-    values: Tensor  # (sum of lengths, ...)
-    lengths: Tensor  # (B,) int64
-
-    def padded(self, fill: float = 0) -> Tensor:
-        """Returns the rows as one tensor (B, longest, ...), short ones filled up."""
-        batch, longest = len(self.lengths), int(self.lengths.max()) if len(self.lengths) else 0
-        out = self.values.new_full((batch, max(longest, 1), *self.values.shape[1:]), fill)
-        positions = torch.arange(out.shape[1], device=self.values.device)
-        out[positions[None] < self.lengths[:, None]] = self.values
-        return out
-
-    def split(self) -> list[Tensor]:
-        """Returns the rows as a list of B tensors (length, ...)."""
-        return list(self.values.split(self.lengths.tolist()))
-
-    def to(self, *args: Any, **kwargs: Any) -> "Ragged":
-        return Ragged(self.values.to(*args, **kwargs), self.lengths.to(*args, **kwargs))
+    domain: str | None = None  # one of several unpaired sets, such as horses and zebras; a batch has rows of each
 
 
 class Draw:
@@ -182,9 +178,13 @@ class Task:
         return reference
 
     def facts(self, rows: Iterable[Mapping[str, Any]]) -> Facts:
-        """What the training rows teach: a dict a column. By default what each field knows to ask."""
-        rows = list(rows)
-        return {name: f.facts(r[name] for r in rows) for name, f in self.fields.items() if rows and name in rows[0]}
+        """What the training rows teach: a dict a column. By default what each field knows to ask.
+
+        The rows can be gone through more than once, and need not fit the memory together.
+        """
+        rows = list(rows) if iter(rows) is rows else rows
+        there = next(iter(rows), {})
+        return {name: field.facts(row[name] for row in rows) for name, field in self.fields.items() if name in there}
 
     def encode(self, row: dict[str, Any], facts: Facts) -> dict[str, Any]:
         """Turns a parsed row into the declared fields, knowing the facts (words -> numbers)."""
@@ -195,8 +195,9 @@ class Task:
     def transform(self, batch: Batch, draw: Draw, training: bool) -> Batch:
         """Turns a whole batch of columns into a whole batch of tensors, on the device.
 
-        By default pictures become float32 in 0..1, tokens are padded with 0 and get a `<name>_length` (B,), and
-        columns with any number of objects a row become lists of B tensors.
+        By default pictures become float32 in 0..1 (a list of B tensors (C, H, W), where they differ in size), class
+        maps lists of B tensors (H, W) int64, masks lists of B tensors (objects, H, W) uint8; tokens are padded with 0
+        and get a `<name>_length` (B,), and columns with any number of objects a row become lists of B tensors.
         """
         out = dict(batch)
         for name, field in self.fields.items():
@@ -206,6 +207,12 @@ class Task:
                 out[name] = batch[name].to(torch.float32).div_(255)
             elif isinstance(field, Tokens):
                 out[name], out[f"{name}_length"] = batch[name].padded().long(), batch[name].lengths
+            elif isinstance(field, ClassMap):
+                out[name] = [classes[0].long() for classes in batch[name].decoded()]
+            elif isinstance(field, Picture):
+                out[name] = [picture.to(torch.float32).div_(255) for picture in batch[name].decoded()]
+            elif isinstance(field, ObjectMasks):
+                out[name] = batch[name].decoded()
             elif isinstance(batch[name], Ragged):
                 out[name] = batch[name].split()
         return out

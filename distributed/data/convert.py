@@ -1,37 +1,41 @@
-"""From raw rows to a store: read, split, learn the facts, encode, write, publish; once for each fingerprint."""
+"""From raw rows to a store: read, split, learn the facts, encode, write, publish; once for each fingerprint.
 
-import ast
+Rows are read in chunks of a fixed size by as many processes as there are, and set down beside the store to be, so that
+what a kill interrupts goes on. Whatever the number of processes, the shards are the same to the bit.
+"""
+
 import contextlib
-import dataclasses
-import hashlib
-import inspect
+import itertools
 import json
 import logging
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from distributed import durable
-from distributed.data import schema, split
+from distributed.data import packed, schema, split
+from distributed.data.fingerprint import fingerprint, guarded
 from distributed.data.settings import Data
 from distributed.data.store import FORMAT, Store, shard_name
+from distributed.processes import Mapper, in_processes
+from distributed.resources import cpu_count
 from tasks.errors import BadRow, UserError
 from tasks.fields import Facts, check_parsed, check_row
 from tasks.task import Example, Task
 
 log = logging.getLogger("whipray")
 
-SHARD_BYTES = 256 << 20
-CONTENT_BYTES = 64 << 20  # sources up to here are fingerprinted by content, larger ones by names, sizes and times
-TRAINING = ("transform", "build", "loss", "step", "units", "predict", "metrics", "measure", "inputs")
+SHARD_BYTES = 128 << 20
+CHUNK = 256  # rows that are read and encoded together
 Progress = Callable[[str, int, int], None]  # stage, rows done, rows in all (0: not known)
+OnError = Literal["skip", "stop"]
 
 
 @dataclass(frozen=True)
@@ -42,122 +46,60 @@ class Skipped:
     reason: str
 
 
-# ---- the fingerprint: everything that decides what a store holds
-
-
-def fingerprint(task: Task, data: Data) -> str:
-    """Returns 32 hex digits over raw source, reader, split rule and `task.source.*`; raises UserError without it."""
-    described = {
-        "format": FORMAT,
-        "fields": {name: schema.field_to_json(field) for name, field in task.fields.items()},
-        "version": task.version,
-        "code": _reading_code(type(task)),
-        "source": {k: v for k, v in asdict(task.source).items() if not _is_path(task, k)},
-        "split": [data.split, data.split_seed, data.validation, data.folds, data.fold],
-        "files": [_file_identity(path) for path in guarded(task).files()],
-    }
-    return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def _is_path(task: Task, name: str) -> bool:
-    """Paths are identified by what they hold, so that a moved source is not prepared again."""
-    from distributed.config import settings_of
-
-    return "path" in getattr(settings_of(type(task.source), "source")[f"source.{name}"].type, "__metadata__", ())
-
-
-def _reading_code(cls: type) -> list[str]:
-    """The code that may take part in reading, so that an edited reader makes its stores stale.
-
-    That is all of a task's modules but what only training looks at: networks, and the methods named in TRAINING.
-    """
-    found = []
-    for module in dict.fromkeys(base.__module__ for base in cls.__mro__ if base not in (Task, object)):
-        try:
-            tree = ast.parse(inspect.getsource(sys.modules[module]))
-        except (OSError, TypeError, KeyError):
-            continue
-        kept = [node for node in tree.body if not (isinstance(node, ast.ClassDef) and "forward" in _methods(node))]
-        for node in kept:
-            if isinstance(node, ast.ClassDef):
-                node.body = [part for part in node.body if getattr(part, "name", "") not in TRAINING]
-        found.append(ast.dump(ast.Module(kept, [])))
-    return found
-
-
-def _methods(node: ast.ClassDef) -> set[str]:
-    return {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
-
-
-def _file_identity(root: Path) -> list[Any]:
-    files = sorted(_walk(root)) if root.is_dir() else [root]
-    try:
-        stats = [(path, path.stat()) for path in files]
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: no such file or folder", "check task.source.path") from None
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}", "check task.source.path") from None
-    if sum(stat.st_size for _, stat in stats) <= CONTENT_BYTES:
-        return [[str(p.relative_to(root)), durable.checksum(p), s.st_size] for p, s in stats if p.is_file()]
-    return [[str(p.relative_to(root)), s.st_size, s.st_mtime_ns] for p, s in stats]
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent) / name for name in files if not name.startswith("."))
-
-
-def guarded(task: Task) -> Task:
-    """Returns the task as its readers may see it: `task.source.*`, and no other setting."""
-    settings = {field.name for field in dataclasses.fields(task)} - {"source"}
-
-    def look(self: Task, name: str) -> Any:
-        if name in settings:
-            raise UserError(
-                f"{type(task).__name__} reads 'task.{name}' while preparing data; there only task.source.* may be read",
-                "move the setting into the task's Source, or use it in transform() or build()",
-            )
-        return object.__getattribute__(self, name)
-
-    copy = object.__new__(type(type(task).__name__, (type(task),), {"__getattribute__": look}))
-    copy.__dict__.update(task.__dict__)
-    return copy
-
-
-# ---- preparing
-
-
 def locate(task: Task, task_name: str, data: Data, stores: Path) -> Path:
     """Returns where the store of this task and split lies, or will lie."""
     return stores / task_name / fingerprint(task, data)[:16]
 
 
 def prepare(
-    task: Task, task_name: str, data: Data, stores: Path, *, on_error: Literal["skip", "stop"] = "skip",
-    progress: Progress = lambda stage, done, total: None,
+    task: Task, task_name: str, data: Data, stores: Path, *, on_error: OnError = "skip",
+    progress: Progress = lambda stage, done, total: None, mapper: Mapper | None = None,
 ) -> Path:  # fmt: skip
     """Returns the path of the task's store, made now where it is not there yet.
 
     A store that is there is checked against its checksums. Two preparations of one store wait for one another.
-    Raises UserError for sources that cannot be read, more broken rows than `data.max_bad`, and empty splits.
+    `mapper` is who does the work: by default `data.workers` processes of this machine. Raises UserError for sources
+    that cannot be read, more broken rows than `data.max_bad`, and empty splits.
     """
     split.check(data)
     path = locate(task, task_name, data, stores)
     if path.exists():
         return _checked(path, task, data, on_error)
+    with exclusively(path):
+        if path.exists():
+            return _checked(path, task, data, on_error)
+        scratch = path.with_name(f".{path.name}.work")
+        scratch.mkdir(exist_ok=True)
+        try:
+            work = _Work(task, data, on_error, scratch, mapper or in_processes(data.workers or cpu_count()), progress)
+            _convert(work, path)
+        except Exception:
+            shutil.rmtree(scratch, ignore_errors=True)  # a kill leaves it, and the next preparation goes on there
+            raise
+        shutil.rmtree(scratch, ignore_errors=True)
+    return path
+
+
+@contextlib.contextmanager
+def exclusively(path: Path) -> Iterator[None]:
+    """Lets one process at a time make what is to lie at `path`; says so where it must wait for another."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path.parent}: cannot be made: {error.strerror}", "give another folder by --stores") from None
-    with FileLock(path.with_suffix(".lock")):
-        if path.exists():
-            return _checked(path, task, data, on_error)
-        _convert(guarded(task), data, path, on_error, progress)
-    return path
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("another process prepares these data; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _checked(path: Path, task: Task, data: Data, on_error: str) -> Path:
+def _checked(path: Path, task: Task, data: Data, on_error: OnError) -> Path:
     """Returns the path of a store that is whole, and that leaves out no more than is allowed now."""
     try:
         manifest = Store(path, dict(task.fields)).manifest
@@ -172,46 +114,277 @@ def _checked(path: Path, task: Task, data: Data, on_error: str) -> Path:
     return path
 
 
-def _convert(task: Task, data: Data, path: Path, on_error: str, progress: Progress) -> None:
-    rows, splits, report = _read(task, data, on_error, progress)
-    skipped: list[Skipped] = report.pop("skipped")
-    counts = {name: splits.count(name) for name in split.SPLITS}
-    _refuse_if_empty(counts, data)
-    facts = _facts(task, [row for (_, row), name in zip(rows, splits, strict=True) if name == "train"])
-    written: dict[str, list[dict[str, Any]]] = {}
-    with durable.publish(path, manifest := {"format": FORMAT, "facts": facts, "splits": written}) as folder:
-        for name in split.SPLITS:
-            mine = [row for row, of in zip(rows, splits, strict=True) if of == name]
-            encoded = _encoded(task, facts, mine, on_error, skipped)
-            written[name] = list(_write(folder, name, encoded, task))
-            counts[name] = sum(shard["rows"] for shard in written[name])
-        total = sum(counts.values()) + len(skipped)
-        _refuse_if_too_many(skipped, len(skipped), total, data.max_bad)
-        _refuse_if_empty(counts, data)
-        progress("written", sum(counts.values()), sum(counts.values()))
-        manifest |= {
-            "fields": {name: schema.field_to_json(field) for name, field in task.fields.items()},
-            "skipped": {"rows": len(skipped), "first": [asdict(one) for one in skipped[:100]]},
-            **report,
-        }
-        manifest["facts"] = facts
-        _warn(skipped, total, report)
-        _seal(folder, manifest)
+@dataclass(frozen=True)
+class _Work:
+    """What one preparation is about, and where and by whom it is done."""
+
+    task: Task
+    data: Data
+    on_error: OnError
+    scratch: Path
+    mapper: Mapper
+    progress: Progress
 
 
-def _seal(folder: durable.Folder, manifest: dict[str, Any]) -> None:
-    """Arrow trusts its input: what is sealed is read back and validated once, in full."""
-    for shards in manifest["splits"].values():
-        for shard in shards:
-            with pa.memory_map(str(folder.path / shard["file"])) as source:
-                pa.ipc.open_file(source).get_batch(0).validate(full=True)
-
-
-def _facts(task: Task, rows: list[dict[str, Any]]) -> Facts:
-    with _blamed(task, "facts"):
-        facts = _plain(task.facts(iter(rows)))
+def _convert(work: _Work, path: Path) -> None:
+    parts, listed = _read(work)
+    skipped = listed.skipped
+    _refuse_if_too_many(skipped, len(skipped), len(skipped) + len(listed), work.data.max_bad)
+    if not len(listed):
+        raise UserError(f"{work.task.source.path or type(work.task).__name__}: holds no rows", "check task.source.path")
+    splits = split.assign(work.data, listed.given, listed.units)
+    counts = dict(zip(split.SPLITS, np.bincount(splits, minlength=3).tolist(), strict=True))
+    _refuse_if_empty(counts)
+    with _blamed(guarded(work.task), "facts"):
+        facts = _plain(guarded(work.task).facts(_TrainRows(parts, splits)))
         durable.to_json(facts)
-    return facts
+    duplicates = listed.duplicates(splits)
+    shards: dict[str, list[dict[str, Any]]] = {}
+    with durable.publish(path, manifest := {"format": FORMAT, "facts": facts, "splits": shards}) as folder:
+        writer = _Shards(folder, work.task)
+        done, pairs = 0, _with_splits(parts, splits)
+        for encoded in work.mapper(encode_chunk, (work.task, facts, work.on_error), pairs):
+            skipped += writer.take(encoded)
+            done = min(done + CHUNK, len(listed))
+            work.progress("encode", done, len(listed))
+        shards |= writer.finish()
+        counts = {name: sum(shard["rows"] for shard in shards[name]) for name in split.SPLITS}
+        total = sum(counts.values()) + len(skipped)
+        _refuse_if_too_many(skipped, len(skipped), total, work.data.max_bad)
+        _refuse_if_empty(counts)
+        work.progress("written", sum(counts.values()), sum(counts.values()))
+        manifest |= {
+            "fields": {name: schema.field_to_json(field) for name, field in work.task.fields.items()},
+            "skipped": {"rows": len(skipped), "first": [asdict(one) for one in skipped[:100]]},
+            "duplicates": duplicates,
+        }
+        _warn(skipped, total, duplicates)
+        _seal(folder, shards)
+
+
+def _seal(folder: durable.Folder, splits: dict[str, list[dict[str, Any]]]) -> None:
+    """Arrow trusts its input: what is sealed is read back and validated once, in full."""
+    for shard in itertools.chain.from_iterable(splits.values()):
+        with pa.memory_map(str(folder.path / shard["file"])) as source:
+            pa.ipc.open_file(source).get_batch(0).validate(full=True)
+
+
+# ---- reading: raw rows -> parsed rows, in parts of CHUNK rows
+
+
+_PART = pa.schema([
+    ("row", pa.large_binary()), ("source", pa.large_string()), ("split", pa.string()), ("domain", pa.string()),
+    ("unit", pa.float64()), ("again", pa.float64()), ("identity", pa.binary(16)),
+])  # fmt: skip
+
+
+def read_chunk(task: Task, data: Data, on_error: OnError, chunk: tuple[int, list[Any]]) -> bytes:
+    """Reads rows, and returns them packed, as an Arrow file; the chunk is the number of its first row, and examples."""
+    reader, fields = guarded(task), task.fields
+    targets = {name for name, field in fields.items() if field.target}
+    whole = type(task).encode is Task.encode
+    skipped: list[Skipped] = []
+    rows = []
+    for number, example in enumerate(chunk[1], start=chunk[0]):
+        one = example if isinstance(example, Example) else Example(example)
+        where = _where(number, one.reference)
+        try:
+            with _blamed(reader, "row", where):
+                row = reader.row(one.reference)
+                checked = check_parsed(row, fields, whole=whole)
+        except BadRow as error:
+            _set_aside(skipped, Skipped(where, str(error)), on_error)
+            continue
+        identity = split.digest({name: value for name, value in row.items() if name not in targets})
+        unit, again = split.units(
+            identity if one.group is None else split.digest({"group": one.group}), data.split_seed
+        )
+        rows.append((packed.pack(checked), where, one.split, one.domain, unit, again, identity))
+    columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in _PART]
+    told = _PART.with_metadata({"skipped": json.dumps([asdict(one) for one in skipped])})
+    return _ipc(told, [pa.record_batch(columns, schema=told)])
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """What is known of all rows together, but their content."""
+
+    given: list[str | None]  # the source's word for each row's split
+    units: np.ndarray  # (rows, 2) float64
+    identities: np.ndarray  # (rows,) V16
+    skipped: list[Skipped]
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def duplicates(self, splits: np.ndarray) -> dict[str, int]:
+        distinct, which = np.unique(self.identities, return_inverse=True)
+        in_train = np.zeros(len(distinct), bool)
+        in_train[which[splits == split.TRAIN]] = True
+        across = int(in_train[which[splits == split.TEST]].sum())
+        return {"test_in_train": across, "rows": len(self) - len(distinct)}
+
+
+def _read(work: _Work) -> tuple[list[Path], _Listed]:
+    """Reads all raw rows, those that an earlier preparation has read left out; returns the parts, and the listing."""
+    examples = iter(guarded(work.task).examples(work.task.source))
+    there = {int(path.name.split("-")[0]): path for path in work.scratch.glob("*-*.part") if _is_whole(path)}
+    missing: list[int] = []
+    parts: list[Path] = []
+
+    def chunks() -> Iterator[tuple[int, list[Any]]]:
+        for index in itertools.count():
+            with _blamed(work.task, "examples"):
+                chunk = list(itertools.islice(examples, CHUNK))
+            if not chunk:
+                return
+            parts.append(there.get(index, Path()))
+            if index not in there:
+                missing.append(index)
+                yield index * CHUNK + 1, chunk
+
+    read = work.mapper(read_chunk, (work.task, work.data, work.on_error), chunks())
+    for done, data in enumerate(read):
+        index = missing[done]
+        parts[index] = work.scratch / f"{index:08d}-{zlib.crc32(data):08x}.part"
+        _set_down(parts[index], data)
+        work.progress("read", (index + 1) * CHUNK, 0)
+    given, units, identities, skipped = [], [], [], []
+    for part in parts:
+        table = _open(part)
+        skipped += [Skipped(**one) for one in json.loads(table.schema.metadata[b"skipped"])]
+        given += table.column("split").to_pylist()
+        units.append(np.stack([table.column(name).to_numpy() for name in ("unit", "again")], axis=1))
+        identities.append(np.frombuffer(b"".join(table.column("identity").to_pylist()), "V16"))
+    listed = _Listed(
+        given, np.concatenate([np.empty((0, 2)), *units]), np.concatenate([np.empty(0, "V16"), *identities]), skipped
+    )
+    work.progress("read", len(listed), len(listed))
+    for one in skipped:
+        _set_aside([], one, work.on_error)
+    return parts, listed
+
+
+def _is_whole(part: Path) -> bool:
+    """A part carries its checksum in its name: it is scratch, and not worth a sync."""
+    return durable.checksum(part) == part.stem.split("-")[1]
+
+
+def _set_down(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".writing")
+    temporary.write_bytes(data)
+    temporary.rename(path)
+
+
+def _open(part: Path) -> pa.RecordBatch:
+    with pa.memory_map(str(part)) as source:
+        return pa.ipc.open_file(source).get_batch(0)
+
+
+class _TrainRows:
+    """The parsed training rows, one by one, as often as they are asked for: never all at once in memory."""
+
+    def __init__(self, parts: list[Path], splits: np.ndarray) -> None:
+        self.parts, self.splits = parts, splits
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        start = 0
+        for part in self.parts:
+            rows = _open(part).column("row")
+            for position in np.flatnonzero(self.splits[start : start + len(rows)] == split.TRAIN).tolist():
+                yield packed.unpack(rows[position].as_buffer())
+            start += len(rows)
+
+
+def _with_splits(parts: list[Path], splits: np.ndarray) -> Iterator[tuple[bytes, np.ndarray]]:
+    """Yields the bytes of every part with the splits of its rows."""
+    start = 0
+    for part in parts:
+        data = part.read_bytes()
+        rows = pa.ipc.open_file(data).get_batch(0).num_rows
+        yield data, splits[start : start + rows]
+        start += rows
+
+
+# ---- encoding and writing
+
+
+def encode_chunk(task: Task, facts: Facts, on_error: OnError, pair: tuple[bytes, np.ndarray]) -> bytes:
+    """Encodes a part's rows; returns an Arrow file with one batch for each split and domain that they fall into."""
+    part, splits = pa.ipc.open_file(pair[0]).get_batch(0), pair[1]
+    encoder = guarded(task)
+    skipped: list[Skipped] = []
+    groups: dict[tuple[str, str], list[tuple[dict[str, Any], str]]] = {}
+    sources, domains = part.column("source").to_pylist(), part.column("domain").to_pylist()
+    for row, code, source, domain in zip(part.column("row"), splits.tolist(), sources, domains, strict=True):
+        try:
+            with _blamed(encoder, "encode", source):
+                encoded = check_row(encoder.encode(packed.unpack(row.as_buffer()), facts), task.fields, facts)
+        except BadRow as error:
+            _set_aside(skipped, Skipped(source, str(error)), on_error)
+        else:
+            groups.setdefault((split.SPLITS[code], domain or ""), []).append((encoded, source))
+    batches = [
+        schema.batch_of([row for row, _ in rows], task.fields, [source for _, source in rows])
+        for rows in groups.values()
+    ]
+    told = {"skipped": json.dumps([asdict(one) for one in skipped]), "groups": json.dumps(list(groups))}
+    return _ipc(schema.schema(task.fields).with_metadata(told), batches)
+
+
+class _Shards:
+    """Gathers encoded rows until a shard is full, for every split and domain by itself."""
+
+    def __init__(self, folder: durable.Folder, task: Task) -> None:
+        self.folder, self.schema = folder, schema.schema(task.fields)
+        self.pending: dict[tuple[str, str], list[pa.RecordBatch]] = {}
+        self.sizes: dict[tuple[str, str], int] = {}  # bytes pending
+        self.written: dict[tuple[str, str], list[tuple[Path, int]]] = {}
+
+    def take(self, encoded: bytes) -> list[Skipped]:
+        """Takes in what `encode_chunk` returns; gives back the rows that it set aside."""
+        with pa.ipc.open_file(encoded) as file:
+            told = {name.decode(): json.loads(value) for name, value in file.schema.metadata.items()}
+            for index, group in enumerate(map(tuple, told["groups"])):
+                batch = file.get_batch(index)
+                self.pending.setdefault(group, []).append(batch)
+                self.sizes[group] = self.sizes.get(group, 0) + batch.nbytes
+                if self.sizes[group] >= SHARD_BYTES:
+                    self._flush(group)
+        return [Skipped(**one) for one in told["skipped"]]
+
+    def _flush(self, group: tuple[str, str]) -> None:
+        files = self.written.setdefault(group, [])
+        part = self.folder.path / f"{'@'.join(group)}-{len(files)}.part"
+        table = pa.Table.from_batches(self.pending.pop(group)).replace_schema_metadata(None).combine_chunks()
+        self.sizes[group] = 0
+        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, self.schema) as writer:
+            writer.write_batch(table.to_batches()[0])
+        files.append((part, table.num_rows))
+
+    def finish(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns the manifest's entries of all shards, by split."""
+        for group in list(self.pending):
+            self._flush(group)
+        entries: dict[str, list[dict[str, Any]]] = {name: [] for name in split.SPLITS}
+        for (name, domain), files in sorted(self.written.items()):
+            for index, (part, rows) in enumerate(files):
+                final = shard_name(f"{name}@{domain}" if domain else name, index, len(files))
+                part.rename(self.folder.path / final)
+                self.folder.add_written(final)
+                entries[name].append({"file": final, "rows": rows, **({"domain": domain} if domain else {})})
+        return entries
+
+
+def _ipc(told: pa.Schema, batches: Iterable[pa.RecordBatch]) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, told) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+# ---- what is said of broken rows
 
 
 @contextlib.contextmanager
@@ -226,101 +399,11 @@ def _blamed(task: Task, method: str, where: str = "") -> Iterator[None]:
         raise
 
 
-Rows = list[tuple[int, dict[str, Any]]]  # each with its number in the source, from 1
-
-
-def _read(task: Task, data: Data, on_error: str, progress: Progress) -> tuple[Rows, list[str], dict[str, Any]]:
-    """Reads all raw rows but the broken ones, and assigns their splits."""
-    rows: Rows = []
-    given: list[str | None] = []
-    contents: list[bytes] = []
-    identities: list[bytes] = []
-    skipped: list[Skipped] = []
-    fields = task.fields
-    targets = {name for name, field in fields.items() if field.target}
-    whole = type(task).encode is Task.encode
-    for number, example in enumerate(task.examples(task.source), start=1):
-        reference, its_split, group = example if isinstance(example, Example) else Example(example)
-        try:
-            with _blamed(task, "row", _where(number, reference)):
-                row = task.row(reference)
-                check_parsed(row, fields, whole=whole)
-        except BadRow as error:
-            _set_aside(skipped, Skipped(_where(number, reference), str(error)), on_error)
-            continue
-        own = split.digest({name: value for name, value in row.items() if name not in targets})
-        rows.append((number, row))
-        given.append(its_split)
-        identities.append(own)
-        contents.append(own if group is None else split.digest({"group": group}))
-        if number % 1000 == 0:
-            progress("read", number, 0)
-    _refuse_if_too_many(skipped, len(skipped), len(skipped) + len(rows), data.max_bad)
-    if not rows:
-        raise UserError(f"{task.source.path or type(task).__name__}: holds no rows", "check task.source.path")
-    progress("read", len(rows), len(rows))
-    splits = split.assign(data, given, contents)
-    train = {i for i, name in zip(identities, splits, strict=True) if name == "train"}
-    across = sum(name == "test" and i in train for i, name in zip(identities, splits, strict=True))
-    return (
-        rows,
-        splits,
-        {"skipped": skipped, "duplicates": {"test_in_train": across, "rows": len(rows) - len(set(identities))}},
-    )
-
-
-def _encoded(task: Task, facts: Facts, rows: Rows, on_error: str, skipped: list[Skipped]) -> Iterator[dict[str, Any]]:
-    fields = task.fields
-    for number, row in rows:
-        try:
-            with _blamed(task, "encode", f"row {number}"):
-                encoded = check_row(task.encode(dict(row), facts), fields, facts)
-        except BadRow as error:
-            _set_aside(skipped, Skipped(f"row {number}", str(error)), on_error)
-        else:
-            yield encoded
-
-
-def _write(folder: durable.Folder, name: str, rows: Iterable[dict[str, Any]], task: Task) -> Iterator[dict[str, Any]]:
-    """Writes a split's shards, one record batch each, and yields their entries of the manifest."""
-    pending: list[dict[str, Any]] = []
-    files: list[tuple[Path, int]] = []
-    size = 0
-
-    def flush() -> None:
-        nonlocal size
-        part = folder.path / f"{name}-{len(files)}.part"
-        batch = schema.batch_of(pending, task.fields)
-        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-        files.append((part, len(pending)))
-        pending.clear()
-        size = 0
-
-    for row in rows:
-        pending.append(row)
-        size += sum(
-            value.nbytes if isinstance(value, (np.ndarray, np.generic)) else len(value) for value in row.values()
-        )
-        if size >= SHARD_BYTES:
-            flush()
-    if pending:
-        flush()
-    for index, (part, count) in enumerate(files):
-        final = shard_name(name, index, len(files))
-        part.rename(folder.path / final)
-        folder.add_written(final)
-        yield {"file": final, "rows": count}
-
-
-# ---- what is said of broken rows
-
-
 def _where(number: int, reference: Any) -> str:
     return f"row {number} ({reference})" if isinstance(reference, (str, int, Path)) else f"row {number}"
 
 
-def _set_aside(skipped: list[Skipped], one: Skipped, on_error: str) -> None:
+def _set_aside(skipped: list[Skipped], one: Skipped, on_error: OnError) -> None:
     if on_error == "stop":
         raise UserError(f"{one.where}: {one.reason}", "mend the row, or set broken rows aside: --on-error skip")
     skipped.append(one)
@@ -334,8 +417,8 @@ def _refuse_if_too_many(skipped: list[Skipped], count: int, total: int, most: fl
         )
 
 
-def _refuse_if_empty(counts: dict[str, int], data: Data) -> None:
-    for name in ("train", "validation", "test"):
+def _refuse_if_empty(counts: Mapping[str, int]) -> None:
+    for name in split.SPLITS:
         if not counts[name]:
             raise UserError(
                 f"no row falls into the {name} split ({', '.join(f'{k} {v}' for k, v in counts.items())})",
@@ -343,12 +426,12 @@ def _refuse_if_empty(counts: dict[str, int], data: Data) -> None:
             )
 
 
-def _warn(skipped: list[Skipped], total: int, report: dict[str, Any]) -> None:
+def _warn(skipped: list[Skipped], total: int, duplicates: dict[str, int]) -> None:
     if skipped:
         log.warning(
             "%d of %d rows set aside; the first: %s: %s", len(skipped), total, skipped[0].where, skipped[0].reason
         )
-    across = report["duplicates"]["test_in_train"]
+    across = duplicates["test_in_train"]
     if across:
         log.warning("%d rows of the source's test split are also in its train split: test figures flatter", across)
 

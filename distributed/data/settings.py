@@ -19,4 +19,5 @@ class Data:
     validation: Annotated[float, Gt(0), Le(0.5)] = 0.1  # share cut from train where there is no validation split
     folds: Annotated[int, Ge(2)] | None = None  # cross validation: how many folds
     fold: Annotated[int, Ge(0)] | None = None  # cross validation: which fold is the test split
+    workers: Annotated[int, Ge(1)] | None = None  # processes that prepare data; none: one for each core
     max_bad: Annotated[float, Ge(0), Le(1)] = 0.01  # largest share of broken rows that is set aside with a warning

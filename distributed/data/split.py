@@ -1,7 +1,7 @@
 """Which split a row belongs to: the source's word, or a hash of its content or group; never its position."""
 
 import hashlib
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import PurePath
 from typing import Any
 
@@ -11,6 +11,7 @@ from distributed.data.settings import Data
 from tasks.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+TRAIN, VALIDATION, TEST = range(3)
 DEFAULT = "8:1:1"
 NUMBERS = "biuf"  # numpy's kinds: bool, int, unsigned, float
 
@@ -104,12 +105,16 @@ def _plain(array: np.ndarray) -> np.ndarray:
 
 def unit(content: bytes, seed: int) -> float:
     """Returns a number in [0, 1) for a row's digest: the same content always gets the same."""
-    return (
-        int.from_bytes(
-            hashlib.blake2b(content, digest_size=8, key=seed.to_bytes(8, "little", signed=True)).digest(), "little"
-        )
-        / 2**64
-    )
+    key = seed.to_bytes(8, "little", signed=True)
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=key).digest(), "little") / 2**64
+
+
+def units(content: bytes, seed: int) -> tuple[float, float]:
+    """Returns the two numbers by which `assign` splits a row, of a row's or its group's digest.
+
+    The second one, of another key, cuts validation from train: that share must be a fair sample of the training rows.
+    """
+    return unit(content, seed), unit(content, seed ^ 0x5EED)
 
 
 def shares(rule: str) -> tuple[float, float, float]:
@@ -137,30 +142,26 @@ def check(data: Data) -> None:
         raise UserError(f"data.fold={data.fold}: folds are counted 0..{data.folds - 1}", "")
 
 
-def assign(data: Data, given: list[str | None], contents: list[bytes]) -> list[str]:
-    """Returns the split of every row from what the source says, and the digests of their contents or groups.
+def assign(data: Data, given: Sequence[str | None], units: np.ndarray) -> np.ndarray:
+    """Returns the split of every row, as its place in SPLITS, from what the source says and from `units` (rows, 2).
 
-    Rows of equal digest share a split wherever the splits are ours.
+    Rows of equal units share a split wherever the splits are ours.
     """
-    units = [unit(content, data.split_seed) for content in contents]
+    first, again = units.T
     if data.folds is not None:
-        splits = ["test" if int(u * data.folds) == data.fold else "train" for u in units]
+        splits = np.where((first * data.folds).astype(int) == data.fold, TEST, TRAIN)
     elif data.split is None and any(given):
         if not all(given):
-            missing = given.index(None)
+            missing = list(given).index(None)
             raise UserError(f"the source names a split for some rows only (row {missing} has none)",
                             "name one for every row, or set data.split")  # fmt: skip
-        odd = sorted({split for split in given if split not in SPLITS and split is not None})
+        odd = sorted({split for split in given if split is not None} - set(SPLITS))
         if odd:
             raise UserError(f"the source names a split '{odd[0]}'", f"splits are {', '.join(SPLITS)}")
-        splits = [split or "" for split in given]
+        splits = np.array([SPLITS.index(split) for split in given if split is not None])
     else:
         train, validation, _ = shares(data.split or DEFAULT)
-        splits = ["train" if u < train else "validation" if u < train + validation else "test" for u in units]
-    if "validation" not in splits:
-        # Another key than above: the share must be a fair sample of the training rows.
-        again = [unit(content, data.split_seed ^ 0x5EED) for content in contents]
-        splits = [
-            "validation" if s == "train" and u < data.validation else s for s, u in zip(splits, again, strict=True)
-        ]
+        splits = np.where(first < train, TRAIN, np.where(first < train + validation, VALIDATION, TEST))
+    if not (splits == VALIDATION).any():
+        splits = np.where((splits == TRAIN) & (again < data.validation), VALIDATION, splits)
     return splits

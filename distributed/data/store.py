@@ -1,5 +1,6 @@
 """A store: one task's rows, prepared once, in Arrow files that every process of a machine maps into its memory."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from distributed.data.order import permuted
 from tasks.errors import UserError, did_you_mean
 from tasks.fields import Facts, Field
 
-FORMAT = 2
+FORMAT = 3
 
 
 def shard_name(split: str, index: int, count: int) -> str:
@@ -24,15 +25,21 @@ def shard_name(split: str, index: int, count: int) -> str:
 class Store:
     """An opened store. Files are mapped when a split is first read; sizes are checked at once, content on demand."""
 
-    def __init__(self, path: Path, fields: dict[str, Field]) -> None:
-        """Raises UserError where the folder is no complete store of these fields."""
-        self.path, self.fields = path, fields
+    def __init__(self, path: Path, fields: Mapping[str, Field] | None = None) -> None:
+        """Raises UserError where the folder is no complete store of these fields; of any, where none are given."""
+        self.path = path
         self.manifest = durable.read_manifest(path, (FORMAT,))
         durable.verify(path, self.manifest, checksums=False)
-        for name, field in fields.items():
-            stored = self.manifest["fields"].get(name)
-            if stored != schema.field_to_json(field):
-                raise UserError(f"{path}: holds '{name}' as {stored}, the task declares {field}", "prepare it again")
+        described = self.manifest["fields"]
+        self.fields = {name: schema.field_of_json(text) for name, text in described.items()}
+        if fields is not None:
+            for name, field in fields.items():
+                if described.get(name) != schema.field_to_json(field):
+                    raise UserError(
+                        f"{path}: holds '{name}' as {described.get(name)}, the task declares {field}",
+                        "prepare it again",
+                    )
+            self.fields = dict(fields)
 
     @property
     def facts(self) -> Facts:
@@ -41,17 +48,36 @@ class Store:
     def counts(self) -> dict[str, int]:
         return {split: sum(shard["rows"] for shard in shards) for split, shards in self.manifest["splits"].items()}
 
-    def rows(self, split: str, limit: int | None = None) -> "Rows":
-        """Returns one split, or `limit` of its rows drawn evenly; raises UserError where there is none of that name."""
-        if split not in self.manifest["splits"]:
-            raise UserError(f"no split '{split}'", did_you_mean(split, self.manifest["splits"]))
-        batches = [self._map(shard["file"]) for shard in self.manifest["splits"][split]]
-        shards = [{n: schema.column(b.column(n), f) for n, f in self.fields.items()} for b in batches]
+    def domains(self, split: str = "train") -> list[str]:
+        """Returns the names of the unpaired sets that a split consists of; none where it is one set."""
+        return sorted({shard["domain"] for shard in self._shards(split) if "domain" in shard})
+
+    def rows(self, split: str, limit: int | None = None, domain: str | None = None) -> "Rows":
+        """Returns one split (of one domain), or `limit` of its rows drawn evenly.
+
+        Raises UserError where there is none of that name.
+        """
+        chosen = [shard for shard in self._shards(split) if domain is None or shard.get("domain") == domain]
+        batches = [self._map(shard["file"]) for shard in chosen]
+        shards = [
+            {name: schema.column(b.column(name), field, raw=schema.is_raw(b)) for name, field in self.fields.items()}
+            for b in batches
+        ]
         starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
         subset = None
         if limit is not None and limit < starts[-1]:
             subset = np.sort(permuted(np.arange(limit), int(starts[-1])))
         return Rows(shards, starts, subset)
+
+    def sources(self, split: str, domain: str | None = None) -> list[str]:
+        """Returns where each row of a split came from: its number in the source, and its file where it has one."""
+        chosen = [shard for shard in self._shards(split) if domain is None or shard.get("domain") == domain]
+        return [one for shard in chosen for one in self._map(shard["file"]).column(schema.SOURCE).to_pylist()]
+
+    def _shards(self, split: str) -> list[dict[str, Any]]:
+        if split not in self.manifest["splits"]:
+            raise UserError(f"no split '{split}'", did_you_mean(split, self.manifest["splits"]))
+        return self.manifest["splits"][split]
 
     def _map(self, name: str) -> pa.RecordBatch:
         try:
@@ -76,15 +102,25 @@ class Rows:
 
     @cached_property
     def lengths(self) -> np.ndarray | None:
-        """Length of each row's first ragged column, (rows,) int64; None where all columns are dense."""
+        """Length of each row's first ragged column, (rows,) int64; None where there is none."""
         for name, column in self.shards[0].items():
             if isinstance(column, schema.RaggedColumn):
-                whole = np.concatenate([shard[name].lengths for shard in self.shards])  # type: ignore[union-attr]
-                return whole if self.subset is None else whole[self.subset]
+                return self._of_subset([shard[name].lengths for shard in self.shards])  # type: ignore[union-attr]
         return None
 
+    def dense(self, name: str) -> np.ndarray:
+        """Returns a whole column whose rows have one shape, such as labels: (rows, ...)."""
+        return self._of_subset([shard[name].values for shard in self.shards])  # type: ignore[union-attr]
+
+    def _of_subset(self, parts: list[np.ndarray]) -> np.ndarray:
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return whole if self.subset is None else whole[self.subset]
+
     def take(self, rows: np.ndarray) -> dict[str, Any]:
-        """Returns columns of the rows asked for: arrays, (values, lengths) of ragged ones, lists of strings."""
+        """Returns the columns of the rows asked for.
+
+        Arrays of dense ones, (values, lengths) of ragged ones, (data, sizes) of pictures, else lists.
+        """
         stored = rows if self.subset is None else self.subset[rows]
         if len(self.shards) == 1:
             return {name: column.take(stored) for name, column in self.shards[0].items()}
@@ -100,11 +136,15 @@ class Rows:
 
 
 def _reordered(parts: list[Any], back: np.ndarray) -> Any:
+    """Joins what several shards gave for one column, and puts it into the order asked for."""
     if isinstance(parts[0], np.ndarray):
         return np.concatenate(parts).take(back, axis=0)
     if isinstance(parts[0], list):
-        joined = [text for part in parts for text in part]
+        joined = [value for part in parts for value in part]
         return [joined[i] for i in back]
-    values, lengths = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    first, second = zip(*parts, strict=True)
+    if isinstance(first[0], list):  # of pictures
+        return _reordered(list(first), back), _reordered(list(second), back)
+    lengths = np.concatenate(second)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return schema.RaggedColumn(values, offsets).take(back)
+    return schema.RaggedColumn(np.concatenate(first), offsets).take(back)

@@ -1,7 +1,6 @@
 """Trains a run on this machine without Ray: in this process, or in several that are forked from it."""
 
 import contextlib
-import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -10,7 +9,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +19,13 @@ from distributed import saved
 from distributed.hosts import job
 from distributed.hosts.follow import Rows
 from distributed.hosts.job import Job, Show
+from distributed.processes import die_with_parent, portable
 from distributed.resources import cpu_count
 from distributed.run import Run
 from distributed.world import World, joined, pick_device
-from tasks.errors import UserError, place_of
+from tasks.errors import UserError
 
 GRACE = 30.0  # seconds that the other ranks get to end by themselves after one has failed
-MOST_WORDS = 20_000  # characters of a traceback that are passed on
 POLL = 0.3  # seconds between two looks at what the ranks record
 
 
@@ -120,7 +118,7 @@ def _forked(one: Job, show: Show, stopped: Callable[[], bool]) -> None:
 
 def _rank(one: Job, rank: int, meeting: str, tell: Any, stopped: Callable[[], bool]) -> None:
     """One forked process, from joining to leaving; what it raises is told to the parent."""
-    _die_with_parent()
+    die_with_parent()
     size = one.run.resources.workers
     torch.set_num_threads(max(1, round(one.run.resources.cpu or cpu_count() // size)))
     if sys.platform == "linux":
@@ -131,29 +129,8 @@ def _rank(one: Job, rank: int, meeting: str, tell: Any, stopped: Callable[[], bo
             job.work(one, world, stopped=stopped)
         tell.send(DONE)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent must hear of it and raise it
-        tell.send(_portable(error))
+        tell.send(portable(error))
         sys.exit(1)
-
-
-def _die_with_parent() -> None:
-    """Asks the kernel to kill this rank when its parent is gone, however it went: nobody else would."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-def _portable(error: BaseException) -> BaseException:
-    """The error as it can cross a pipe: itself where it pickles, else its words; with its place and traceback."""
-    from multiprocessing.reduction import ForkingPickler
-
-    told = {"place": place_of(error), "remote_traceback": "".join(traceback.format_exception(error))[-MOST_WORDS:]}
-    error.__cause__ = error.__context__ = None
-    try:
-        ForkingPickler.loads(ForkingPickler.dumps(error))
-    except Exception:  # noqa: BLE001 - any failure to pickle means the same
-        error = RuntimeError(f"{type(error).__name__}: {error}"[:MOST_WORDS])
-    error.__dict__.update(told)
-    return error
 
 
 def _await(ranks: list[Any], pipes: list[Any], look: Callable[[], Any], directory: Path) -> None:
@@ -211,11 +188,11 @@ def elsewhere(call: Callable[[], Path]) -> Path:
     receiving, sending = context.Pipe(duplex=False)
 
     def target() -> None:
-        _die_with_parent()
+        die_with_parent()
         try:
             sending.send(call())
         except BaseException as error:  # noqa: BLE001 - the parent raises it
-            sending.send(_portable(error))
+            sending.send(portable(error))
 
     process = context.Process(target=target, name="prepare")
     process.start()

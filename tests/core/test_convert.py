@@ -1,0 +1,199 @@
+"""Conversion by several processes: the same shards, in bounded memory, and a kill loses no row that was read."""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from distributed import processes
+from distributed.data import convert, packed
+from distributed.data.settings import Data
+from distributed.data.store import Store
+from tasks.errors import UserError
+from tasks.task import BadRow, Example, Label, Source, Task, Text, Tokens, Vector
+
+
+class Words(Task):
+    """Two thousand rows with an encode of its own; each row that is read leaves a line in a file."""
+
+    fields = {"vector": Vector(2), "tokens": Tokens(), "text": Text(), "label": Label()}
+    rows = 2000
+
+    def examples(self, source: Source):
+        return (Example(i, group=str(i % 37)) for i in range(self.rows))
+
+    def row(self, reference):
+        if self.source.path:
+            with Path(self.source.path).open("a") as file:
+                file.write(f"{reference} {os.getpid()}\n")
+        if reference % 500 == 7:
+            raise BadRow("is torn")
+        words = [f"w{reference % m}" for m in range(2, 2 + reference % 9)]
+        return {
+            "vector": [reference, -reference],
+            "words": words,
+            "text": "é" * (reference % 5),
+            "label": f"c{reference % 3}",
+        }
+
+    def files(self):
+        return []
+
+    def facts(self, rows):
+        known = sorted({word for row in rows for word in row["words"]})
+        return {"tokens": {"words": known}, "label": self.fields["label"].facts(row["label"] for row in rows)}
+
+    def encode(self, row, facts):
+        known = facts["tokens"]["words"]
+        numbers = [known.index(word) + 1 if word in known else 0 for word in row.pop("words")]
+        return {**row, "tokens": numbers}
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Other processes are asked at once, not only when the work takes long."""
+    monkeypatch.setattr(processes, "PATIENCE", 0.0)
+
+
+def digests(store: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(store.iterdir())}
+
+
+def test_the_shards_are_the_same_however_many_processes_make_them(tmp_path, eager, monkeypatch):
+    monkeypatch.setattr(convert, "SHARD_BYTES", 20_000)
+    stores = {n: convert.prepare(Words(), "x", Data(workers=n), tmp_path / str(n)) for n in (1, 2, 3)}
+    assert len(list(stores[1].glob("train-*"))) > 1
+    assert digests(stores[1]) == digests(stores[2]) == digests(stores[3])
+
+
+def test_several_processes_read_each_row_once(tmp_path, eager):
+    log = tmp_path / "log"
+    store = convert.prepare(Words(source=Source(path=str(log))), "x", Data(workers=2), tmp_path)
+    lines = [line.split() for line in log.read_text().splitlines()]
+    assert sorted(int(row) for row, _ in lines) == list(range(Words.rows))
+    assert len({process for _, process in lines} - {str(os.getpid())}) == 2
+    assert Store(store).manifest["skipped"]["rows"] == 4
+    assert not list(tmp_path.glob("x/.*.work")), "what was set down on the way is gone"
+
+
+def test_a_row_says_where_it_came_from(tmp_path):
+    store = Store(convert.prepare(Words(), "x", Data(), tmp_path))
+    seen = {
+        source: vector[0]
+        for split in ("train", "validation", "test")
+        for source, vector in zip(store.sources(split), store.rows(split).dense("vector").tolist(), strict=True)
+    }
+    assert len(seen) == Words.rows - 4
+    assert seen["row 12 (11)"] == 11
+
+
+def test_a_broken_row_or_an_error_in_another_process_is_named_as_if_it_were_here(tmp_path, eager):
+    with pytest.raises(UserError, match=r"row 8 \(7\): is torn"):
+        convert.prepare(Words(), "x", Data(workers=2), tmp_path, on_error="stop")
+
+    class Failing(Words):
+        def row(self, reference):
+            return super().row(reference) if 1 / (reference - 600) else {}
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        convert.prepare(Failing(), "x", Data(workers=2), tmp_path)
+    assert raised.value.__notes__ == ["in Failing.row of row 601 (600)"]
+    assert not list(tmp_path.glob("x/.*")), "nothing is left of a failed preparation"
+
+
+class Slow(Words):
+    def row(self, reference):
+        if reference >= 1000:
+            time.sleep(0.003)
+        return super().row(reference)
+
+
+def _prepare(log: Path, folder: Path, workers: int) -> None:
+    processes.PATIENCE = 0.0
+    os.setpgrp()
+    convert.prepare(Slow(source=Source(path=str(log))), "x", Data(workers=workers), folder)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_kill_9_interrupts_goes_on_where_it_was(tmp_path, workers):
+    log = tmp_path / "log"
+    process = multiprocessing.get_context("forkserver").Process(target=_prepare, args=(log, tmp_path, workers))
+    process.start()
+    while len(list(tmp_path.glob("x/.*.work/*.part"))) < 3:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    process.close()
+    assert not list(tmp_path.glob("x/*/manifest.json")), "nothing partial is visible"
+    parts = len(list(tmp_path.glob("x/.*.work/*.part")))
+    torn = next(tmp_path.glob("x/.*.work/*.part"))
+    torn.write_bytes(torn.read_bytes()[:-1])  # and one part is damaged, which is read again
+    time.sleep(0.1)
+    log.write_text("")
+    store = convert.prepare(Words(source=Source(path=str(log))), "x", Data(), tmp_path / "other")
+    log.write_text("")
+    again = convert.prepare(Slow(source=Source(path=str(log))), "x", Data(), tmp_path)
+    read = len(log.read_text().splitlines())
+    assert read == Words.rows - (parts - 1) * convert.CHUNK
+    assert {k: v for k, v in digests(again).items() if k != "manifest.json"} == {
+        k: v for k, v in digests(store).items() if k != "manifest.json"
+    }
+
+
+def test_the_processes_of_a_killed_preparation_go_with_it(tmp_path):
+    log = tmp_path / "log"
+    process = multiprocessing.get_context("forkserver").Process(target=_prepare, args=(log, tmp_path, 2))
+    process.start()
+    while not log.exists() or len({line.split()[1] for line in log.read_text().splitlines()}) < 2:
+        time.sleep(0.01)
+    others = {int(line.split()[1]) for line in log.read_text().splitlines()} - {process.pid}
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    process.close()
+    deadline = time.monotonic() + 10
+    while any(
+        Path(f"/proc/{one}/stat").exists() and " Z " not in Path(f"/proc/{one}/stat").read_text() for one in others
+    ):
+        assert time.monotonic() < deadline, "an orphan goes on reading"
+        time.sleep(0.02)
+
+
+# ---- rows on their way
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(codec="utf-8"))
+    | st.binary(),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(), VALUES))
+def test_a_parsed_row_is_unpacked_as_it_was_packed(row):
+    assert packed.unpack(packed.pack(row)) == row
+
+
+@given(arrays.arrays(st.sampled_from(["u1", "i4", "f4", "f8", "?"]), arrays.array_shapes(min_dims=0, min_side=0)))
+def test_arrays_keep_shape_and_type(array):
+    back = packed.unpack(packed.pack({"a": [array, {"b": array}]}))["a"]
+    for one in (back[0], back[1]["b"]):
+        assert np.asarray(one).dtype == array.dtype
+        assert np.array_equal(one, array, equal_nan=array.dtype.kind == "f")
+
+
+def test_what_is_no_data_is_not_packed():
+    with pytest.raises(UserError, match="column 'when' holds a object"):
+        packed.pack({"when": [object()]})
