@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distributed.data.loader import Loader
-from distributed.data.order import Plan
+from distributed.data import planned
 from distributed.data.store import Store
 from distributed.run import Run
 from distributed.world import World
@@ -18,10 +17,8 @@ class Evaluator:
     """`evaluator(model)` gives the figures of one split; a collective of all ranks."""
 
     def __init__(self, run: Run, store: Store, split: str, world: World) -> None:
-        rows = store.rows(split, run.data.limit)
-        plan = Plan(len(rows), run.data.batch_size, run.train.seed, "sequential")
         self.run, self.facts, self.world = run, store.facts, world
-        self.loader = Loader(run.task, rows, plan, run.precision, world)
+        self.loader = planned.loader(store, split, run.data, run.train.seed, run.transform, world, training=False)
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distributed import checkpoint, schedules
+from distributed.data import planned
 from distributed.data.loader import Loader
 from distributed.data.order import Plan, seed_of, smallest_portion
 from distributed.data.store import Store
@@ -82,10 +83,9 @@ def train(
     Raises UserError for batches that the model or the ranks cannot share, RunFailed for a loss that is not finite.
     """
     objective(run, store.facts)  # a misspelt one is refused before anything is learned
-    rows = store.rows("train", run.data.limit)
-    plan = Plan(len(rows), run.data.batch_size, run.train.seed, run.data.order, rows.lengths)
+    loader = planned.loader(store, "train", run.data, run.train.seed, run.transform, world)
+    plan = loader.plan
     _refuse_small_batches(plan, world.size, run.data.micro_batch_size)
-    loader = Loader(run.task, rows, plan, run.precision, world)
     judge = Evaluator(run, store, "validation", world)
     model = Model.build(run, store.facts, world)
     _refuse_single_rows(model.learning(), plan, world.size, run.data.micro_batch_size)
@@ -128,7 +128,7 @@ def train(
 
 def learn(run: Run, model: Model, updater: Updater, loader: Loader, tally: "Tally", step: int, factor: float) -> None:
     """One optimizer step: every micro-batch of its global batch leaves its gradients, then the parameters move."""
-    world, task = loader.world, run.task
+    world, task = tally.world, run.task
     epoch, k = divmod(step, loader.plan.steps)
     torch.manual_seed(seed_of(run.train.seed, step, TRANSFORM, world.rank))
     rows, batches = loader.micro_batches(epoch, k, run.data.micro_batch_size)

@@ -21,7 +21,7 @@ from distributed.schedules import Schedule
 from tasks.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from tasks.task import Task
+    from tasks.task import Batch, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,10 @@ NAMED: dict[str, tuple[type, Any, Mapping[str, type]]] = {
     "schedule": (Schedule, schedules.settings_class, schedules.SCHEDULES),
 }
 # What an unfinished run may change when it goes on: everything else would make it another training.
-MAY_CHANGE = ("train.epochs", "resources.", "log.", "checkpoint.")
+MAY_CHANGE = (
+    "train.epochs", "resources.", "log.", "checkpoint.", "data.workers", "data.prefetch",
+    "data.resident", "data.max_bad",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,10 @@ class Run:
     values: dict[str, Any]  # all of the above by dotted name, as config.yaml holds it
     origins: dict[str, str]  # where each value comes from; "default" where nobody gave it
     runs: Path  # folder of all runs, where the names of others are looked up
+
+    def transform(self, batch: "Batch", draw: Any, training: bool) -> "Batch":
+        """Returns a batch as the task transforms it, in the run's type of numbers."""
+        return self.precision.cast(self.task.transform(batch, draw, training))
 
     def givens(self) -> Givens:
         """Returns what was given, so that the run can be resolved anew elsewhere."""

@@ -22,9 +22,12 @@ class Ragged:
 
     values: Tensor  # (sum of lengths, ...)
     lengths: Tensor  # (B,) int64
+    filled: Tensor | None = field(default=None, compare=False, repr=False)  # (B, longest), where it is there already
 
     def padded(self, fill: float = 0) -> Tensor:
         """Returns the rows as one tensor (B, longest, ...), short ones filled up."""
+        if self.filled is not None and fill == 0:
+            return self.filled.clone()
         batch, longest = len(self.lengths), int(self.lengths.max()) if len(self.lengths) else 0
         out = self.values.new_full((batch, max(longest, 1), *self.values.shape[1:]), fill)
         positions = torch.arange(out.shape[1], device=self.values.device)

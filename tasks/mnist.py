@@ -2,8 +2,6 @@
 
 import contextlib
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +11,7 @@ from annotated_types import Ge
 from torch import nn
 
 from tasks import cache
-from tasks.formats import idx
+from tasks.formats import idx, npz
 from tasks.networks import small
 from tasks.task import Example, Facts, Image, Label, Load, Source, Task, UserError
 
@@ -60,7 +58,7 @@ class Mnist(Task):
     def examples(self, source: Source) -> Iterator[Example]:
         files = self.files()
         if len(files) == 1:
-            arrays = _npz(files[0])
+            arrays = npz.read(files[0], [key for _, key in FILES], MAX_UNPACKED)
             files = files * len(FILES)
         else:
             arrays = [idx.read(file) for file in files]
@@ -127,26 +125,6 @@ def _find(folder: Path, name: str) -> Path:
         f"{folder}: there is no {name} or {name}.gz" if folder.is_dir() else f"{folder}: no such folder",
         f"task.source.path must be a folder with {', '.join(name for name, _ in FILES)} (.gz or not), or mnist.npz",
     )
-
-
-def _npz(path: Path) -> list[np.ndarray]:
-    """Reads the four arrays of Keras' mnist.npz, which hold no pickles."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            large = [info.filename for info in archive.infolist() if info.file_size > MAX_UNPACKED]
-            if large:
-                raise UserError(f"{path}: {large[0]} unpacks to over {MAX_UNPACKED} bytes", "this is no mnist.npz")
-        with np.load(path, allow_pickle=False) as arrays:
-            missing = [key for _, key in FILES if key not in arrays]
-            if missing:
-                raise UserError(
-                    f"{path}: no array '{missing[0]}'; there are {', '.join(arrays)}", "this is no mnist.npz"
-                )
-            return [arrays[key] for _, key in FILES]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file", "check task.source.path") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}", idx.BROKEN) from error
 
 
 def _downloaded() -> Path:

@@ -6,6 +6,7 @@ setting's meaning as `whipray config` shows it.
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -87,14 +88,17 @@ class Draw:
     """
 
     def __init__(self, seed: int, epoch: int, rows: np.ndarray, device: torch.device | str = "cpu") -> None:
-        self._rows = np.asarray(rows, np.uint64)
-        self._key = mix(mix(np.array([seed % 2**64], np.uint64)) ^ np.uint64(epoch))
+        self._seed, self._epoch, self._rows, self._device = seed, epoch, rows, device
         self._calls = 0
-        self._device = device
+
+    @functools.cached_property
+    def _keyed(self) -> np.ndarray:  # (B,) uint64
+        key = mix(mix(np.array([self._seed % 2**64], np.uint64)) ^ np.uint64(self._epoch))
+        return np.asarray(self._rows, np.uint64) ^ key
 
     def _unit(self) -> np.ndarray:  # (B,) float64 in [0, 1)
         self._calls += 1
-        bits = mix(mix(self._rows ^ self._key) + np.uint64(self._calls))
+        bits = mix(mix(self._keyed) + np.uint64(self._calls))
         return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -198,7 +202,10 @@ class Task:
         By default pictures become float32 in 0..1 (a list of B tensors (C, H, W), where they differ in size), class
         maps lists of B tensors (H, W) int64, masks lists of B tensors (objects, H, W) uint8; tokens are padded with 0
         and get a `<name>_length` (B,), and columns with any number of objects a row become lists of B tensors.
+        Of several domains, `batch` and `draw` hold one each by name.
         """
+        if isinstance(draw, dict):
+            return {name: Task.transform(self, batch[name], one, training) for name, one in draw.items()}
         out = dict(batch)
         for name, field in self.fields.items():
             if name not in batch:

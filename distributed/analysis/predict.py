@@ -46,9 +46,10 @@ def columns(
     """Returns what `task.predict` says about checked rows without targets, as plain values, one entry a row."""
     task = run.task
     inputs = {name: field for name, field in task.fields.items() if not field.target}
-    batch = schema.batch_of(rows, inputs)
+    batch = schema.batch_of(rows, inputs, [""] * len(rows))
     gathered = Rows([{n: schema.column(batch.column(n), f) for n, f in inputs.items()}], np.array([0, len(rows)]))
-    loader = Loader(task, gathered, Plan(len(rows), len(rows), run.train.seed, "sequential"), run.precision, world)
+    plan = Plan(len(rows), len(rows), run.train.seed, "sequential")
+    loader = Loader(gathered, plan, run.transform, device=world.device)
     [ready] = loader.once(len(rows))
     with torch.no_grad(), run.precision.autocast(world.device):
         predicted = task.predict(net, ready)

@@ -1,6 +1,7 @@
 """Which rows make up which batch: pure functions of (seed, epoch, batch), never of how many workers there are."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -57,15 +58,73 @@ def spread(total: int, parts: int, index: int) -> tuple[int, int]:
     return index * total // parts, (index + 1) * total // parts
 
 
+def shuffled(positions: np.ndarray, rows: int, *key: int) -> np.ndarray:
+    """Returns the rows at `positions` of an endless order: one permutation of all rows after another."""
+    turn, within = np.divmod(positions, rows)
+    out = np.empty_like(positions)
+    for one in np.unique(turn).tolist():
+        mine = turn == one
+        out[mine] = permuted(within[mine], rows, *key, *([one] if one else []))
+    return out
+
+
+class Sample(Protocol):
+    """Which row stands at each position of an epoch, where not every row stands there once."""
+
+    def __call__(self, positions: np.ndarray, seed: int, epoch: int) -> np.ndarray: ...
+
+
+class Balanced:
+    """Every class as often as any other: of each run of as many positions as there are classes, one is of each."""
+
+    def __init__(self, labels: np.ndarray) -> None:  # (rows,) int64
+        self.by_class = np.argsort(labels, kind="stable")
+        _, counts = np.unique(labels, return_counts=True)
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+
+    def __call__(self, positions: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        classes = len(self.starts) - 1
+        turn, slot = np.divmod(positions, classes)
+        # Each turn begins with another class, so that a batch smaller than the number of classes sees all in time.
+        chosen = (slot + permuted(turn % 2**16, 2**16, seed, epoch)) % classes
+        out = np.empty_like(positions)
+        for one in np.unique(chosen).tolist():
+            start, end = self.starts[one : one + 2].tolist()
+            mine = chosen == one
+            out[mine] = self.by_class[start + shuffled(turn[mine], end - start, seed, epoch, one)]
+        return out
+
+
+class Weighted:
+    """Every row in proportion to its weight, as evenly as that goes: systematic resampling (Kitagawa, 1996)."""
+
+    def __init__(self, weights: np.ndarray) -> None:  # (rows,) float32, none negative
+        odd = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+        if len(odd) or not weights.sum():
+            raise UserError(
+                f"row {odd[0]} has the weight {weights[odd[0]]}" if len(odd) else "all rows have the weight 0",
+                "a weight is a number from 0 on, and not all of them are 0",
+            )
+        self.until = np.cumsum(weights, dtype=np.float64)
+
+    def __call__(self, positions: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        rows = len(self.until)
+        offset = (seed_of(seed, epoch) >> 10) * 2.0**-53
+        points = (permuted(positions, rows, seed, epoch) + offset) * (self.until[-1] / rows)
+        return np.minimum(np.searchsorted(self.until, points, side="right"), rows - 1)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The order of one split's rows: `batch(epoch, k)` are the rows of global batch k."""
 
-    rows: int
+    rows: int  # that an epoch has
     batch_size: int
     seed: int
     order: str = "shuffle"
     lengths: np.ndarray | None = None  # (rows,) int64: what "length" sorts by
+    sample: Sample | None = None  # none: every row once
+    distinct: int | None = None  # rows that there are, where fewer than an epoch has: then they come again
     _latest: dict[tuple[int, int], list[np.ndarray]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -85,10 +144,14 @@ class Plan:
         """The batches of one window: so many at once cost little more than one."""
         owners = range(window * WINDOW, min((window + 1) * WINDOW, self.steps))
         bounds = [spread(self.rows, self.steps, k) for k in owners]
-        rows = np.arange(bounds[0][0], bounds[-1][1])
+        positions = np.arange(bounds[0][0], bounds[-1][1])
+        distinct = self.distinct or self.rows
         if self.order == "sequential":
-            return _cut(rows, [end - start for start, end in bounds])
-        rows = permuted(rows, self.rows, self.seed, epoch)
+            return _cut(positions % distinct, [end - start for start, end in bounds])
+        if self.sample is not None:
+            rows = self.sample(positions, self.seed, epoch)
+        else:
+            rows = shuffled(positions, distinct, self.seed, epoch)
         if self.order == "shuffle":
             return _cut(rows, [end - start for start, end in bounds])
         if self.lengths is None:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from tasks import fields as kinds
-from tasks.columns import Mask
+from tasks.columns import Mask, Masks, Pictures
 from tasks.errors import UserError
 from tasks.fields import (
     Boxes,
@@ -153,14 +153,15 @@ class PictureColumn:
     offsets: np.ndarray  # (rows + 1,) int64
     sizes: np.ndarray  # (rows, 2) int32: height, width
     channels: int
+    nearest: bool
     raw: bool
 
-    def take(self, rows: np.ndarray) -> tuple[list[Any], np.ndarray]:
-        """Returns the pictures' bytes, or pixels (height, width, channels), without a copy; and sizes (B, 2)."""
+    def take(self, rows: np.ndarray) -> Pictures:
+        """Returns the pictures, views of the stored bytes or pixels."""
         views, sizes = _views(self.values, self.offsets, rows), self.sizes[rows].astype(np.int64)
         if self.raw:
             views = [v.reshape(h, w, self.channels) for v, (h, w) in zip(views, sizes.tolist(), strict=True)]
-        return views, sizes
+        return Pictures(views, sizes, self.channels, self.nearest)
 
 
 @dataclass(frozen=True)
@@ -172,12 +173,13 @@ class MaskColumn:
     owners: np.ndarray  # (rows + 1,) int64: of each row in the masks
     sizes: np.ndarray  # (rows, 2) int32
 
-    def take(self, rows: np.ndarray) -> list[Mask]:
-        return [
+    def take(self, rows: np.ndarray) -> Masks:
+        masks = [
             Mask(*self.sizes[row].tolist(), [bytes(v) for v in _views(self.values, self.offsets, masks)])
             for row in rows
             for masks in (np.arange(self.owners[row], self.owners[row + 1]),)
         ]
+        return Masks(masks)
 
 
 Column = DenseColumn | RaggedColumn | TextColumn | PictureColumn | MaskColumn
@@ -201,7 +203,7 @@ def column(array: pa.Array, field: Field, *, raw: bool = False) -> Column:
         if kind is ObjectMasks:
             return MaskColumn(*_bytes(inner.values), _offsets(inner), sizes)
         assert isinstance(field, Picture)
-        return PictureColumn(*_bytes(inner), sizes, field.channels, raw)
+        return PictureColumn(*_bytes(inner), sizes, field.channels, kind is ClassMap, raw)
     if kind in _RAGGED:
         dtype, inner = _RAGGED[kind]
         data, offsets = array.buffers()[-1], _offsets(array)

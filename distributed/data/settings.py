@@ -13,6 +13,12 @@ class Data:
     batch_size: Annotated[int, Ge(1)] = 128  # rows per optimizer step, all workers together
     micro_batch_size: Annotated[int, Ge(1)] | None = None  # most rows a worker takes at once; the rest accumulates
     order: Literal["shuffle", "length", "sequential"] = "shuffle"  # length: rows of like length share a batch
+    sample: Literal["all", "balanced", "weighted"] = "all"  # each row once an epoch, each class alike, or by weight
+    weights: str = ""  # the field that holds each row's weight, for data.sample=weighted
+    prefetch: Annotated[int, Ge(0)] | None = None  # batches made ahead; none: 2 where a device or a decoder works
+    resident: Literal["auto", "never"] = "auto"  # auto: a split that fits into the device's memory stays there
+    pictures: Literal["encoded", "decoded"] = "encoded"  # decoded: keep a decoded copy of the store, and map it
+    short_side: Annotated[int, Ge(8)] | None = None  # pixels to which the shorter side of larger pictures is reduced
     limit: Annotated[int, Ge(1)] | None = None  # use only so many rows of each split, for a quick try
     split: str | None = None  # train:validation:test or train:test, such as 8:1:1; none: the source's own, else 8:1:1
     split_seed: Annotated[int, Ge(0), Le(2**63 - 1)] = 0  # another number makes another split

@@ -1,7 +1,7 @@
 """A store: one task's rows, prepared once, in Arrow files that every process of a machine maps into its memory."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pyarrow as pa
 from distributed import durable
 from distributed.data import schema
 from distributed.data.order import permuted
+from tasks.columns import Masks, Pictures
 from tasks.errors import UserError, did_you_mean
 from tasks.fields import Facts, Field
 
@@ -101,6 +102,16 @@ class Rows:
         return int(self.starts[-1]) if self.subset is None else len(self.subset)
 
     @cached_property
+    def row_bytes(self) -> int:
+        """Bytes that a row takes in a batch, on average; text, pictures and masks count as nothing."""
+        columns = [c for c in self.shards[0].values() if isinstance(c, schema.DenseColumn | schema.RaggedColumn)]
+        return round(sum(column.values.nbytes for column in columns) / int(self.starts[1]))
+
+    def only(self, names: Set[str]) -> "Rows":
+        """Returns the same rows with these columns alone."""
+        return replace(self, shards=[{n: c for n, c in shard.items() if n in names} for shard in self.shards])
+
+    @cached_property
     def lengths(self) -> np.ndarray | None:
         """Length of each row's first ragged column, (rows,) int64; None where there is none."""
         for name, column in self.shards[0].items():
@@ -119,7 +130,7 @@ class Rows:
     def take(self, rows: np.ndarray) -> dict[str, Any]:
         """Returns the columns of the rows asked for.
 
-        Arrays of dense ones, (values, lengths) of ragged ones, (data, sizes) of pictures, else lists.
+        Arrays of dense ones, (values, lengths) of ragged ones, `Pictures`, `Masks`, lists of strings.
         """
         stored = rows if self.subset is None else self.subset[rows]
         if len(self.shards) == 1:
@@ -142,9 +153,11 @@ def _reordered(parts: list[Any], back: np.ndarray) -> Any:
     if isinstance(parts[0], list):
         joined = [value for part in parts for value in part]
         return [joined[i] for i in back]
-    first, second = zip(*parts, strict=True)
-    if isinstance(first[0], list):  # of pictures
-        return _reordered(list(first), back), _reordered(list(second), back)
-    lengths = np.concatenate(second)
+    if isinstance(parts[0], Pictures):
+        data, sizes = _reordered([list(p.data) for p in parts], back), _reordered([p.sizes for p in parts], back)
+        return replace(parts[0], data=data, sizes=sizes)
+    if isinstance(parts[0], Masks):
+        return Masks(_reordered([part.rows for part in parts], back))
+    values, lengths = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return schema.RaggedColumn(np.concatenate(first), offsets).take(back)
+    return schema.RaggedColumn(values, offsets).take(back)

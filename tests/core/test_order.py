@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed.data.order import Plan, permuted, portions, smallest_portion, spread
+from distributed.data.order import Balanced, Plan, Weighted, permuted, portions, smallest_portion, spread
 from tasks.errors import UserError
 
 ORDERS = st.sampled_from(["shuffle", "length", "sequential"])
@@ -88,3 +88,71 @@ def test_a_batch_of_a_billion_rows_costs_no_more_memory_than_a_small_one():
 )
 def test_spread_shares_out_evenly(total, parts, sizes):
     assert [end - start for start, end in (spread(total, parts, i) for i in range(parts))] == sizes
+
+
+# ---- sampling
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=300), st.integers(0, 2**62))
+def test_balanced_sampling_draws_every_class_alike_and_its_rows_in_turn(labels, seed):
+    labels = np.array(labels)
+    plan = Plan(len(labels), 32, seed, sample=Balanced(labels))
+    drawn = np.concatenate([plan.batch(0, k) for k in range(plan.steps)])
+    counts = [int((labels[drawn] == one).sum()) for one in np.unique(labels)]
+    assert len(drawn) == len(labels)
+    assert max(counts) - min(counts) <= 1
+    for one in np.unique(labels):
+        times = np.bincount(drawn[labels[drawn] == one], minlength=len(labels))[labels == one]
+        assert times.max() - times.min() <= 1
+
+
+@given(st.lists(st.floats(0, 10, width=32), min_size=1, max_size=200).filter(any), st.integers(0, 2**62))
+def test_weighted_sampling_draws_rows_in_proportion_to_their_weights(weights, seed):
+    weights = np.array(weights, np.float32)
+    plan = Plan(len(weights), 16, seed, sample=Weighted(weights))
+    drawn = np.concatenate([plan.batch(1, k) for k in range(plan.steps)])
+    expected = weights.astype(float) * len(weights) / weights.astype(float).sum()
+    assert np.abs(np.bincount(drawn, minlength=len(weights)) - expected).max() < 1.01
+    assert not (weights[drawn] == 0).any()
+
+
+def test_sampling_by_length_keeps_the_sample():
+    labels = np.array([0] * 90 + [1] * 10)
+    plain = Plan(100, 10, 0, sample=Balanced(labels))
+    sorted_ = Plan(100, 10, 0, "length", np.arange(100), Balanced(labels))
+    everything = [np.sort(np.concatenate([plan.batch(0, k) for k in range(10)])) for plan in (plain, sorted_)]
+    assert everything[0].tolist() == everything[1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ([1, -1], "row 1 has the weight -1"),
+        ([0, 0], "all rows have the weight 0"),
+        ([1, np.nan], "row 1 has the weight nan"),
+    ],
+)
+def test_impossible_weights_are_refused(weights, words):
+    with pytest.raises(UserError, match=words):
+        Weighted(np.array(weights, np.float32))
+
+
+@given(st.integers(1, 50), st.integers(0, 3))
+def test_a_smaller_domain_comes_again_in_another_order_each_time(distinct, epoch):
+    plan = Plan(200, 10, 5, distinct=distinct)
+    drawn = np.concatenate([plan.batch(epoch, k) for k in range(plan.steps)])
+    for turn in range(200 // distinct):
+        assert sorted(drawn[turn * distinct : (turn + 1) * distinct]) == list(range(distinct))
+
+
+@pytest.mark.parametrize("order", ["shuffle", "sequential"])
+def test_a_rank_plans_a_billion_rows_in_bounded_memory(order):
+    import tracemalloc
+
+    plan = Plan(10**9, 1024, 0, order)
+    tracemalloc.start()
+    for k in (0, 123_456, 976_562):
+        portions(plan.batch(2, k), 3, 8, 64)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40e6, "a window of 100 batches, never an epoch"

@@ -24,11 +24,9 @@ from tasks.task import (
     Image,
     Label,
     Labels,
-    Masks,
     Number,
     ObjectMasks,
     Picture,
-    Pictures,
     Source,
     Task,
     Text,
@@ -105,11 +103,11 @@ def test_rows_of_every_kind_are_read_back_as_they_were_written(tmp_path_factory,
             want = [np.asarray(expected[i][column], values.dtype).reshape(-1, *values.shape[1:]) for i in picked]
             assert np.array_equal(values, np.concatenate(want)), column
         for column, channels in (("picture", 3), ("classes", 1)):
-            pixels = Pictures(*columns[column], channels).decoded()
+            pixels = columns[column].decoded()
             for i, seen in zip(picked, pixels, strict=True):
                 want = expected[i][column].reshape(*expected[i][column].shape[:2], channels)
                 assert np.array_equal(seen.permute(1, 2, 0).numpy(), want), column
-        for i, seen in zip(picked, Masks(columns["masks"]).decoded(), strict=True):
+        for i, seen in zip(picked, columns["masks"].decoded(), strict=True):
             assert np.array_equal(seen.numpy(), expected[i]["masks"])
 
 

@@ -1,8 +1,10 @@
-"""IDX files: every array comes back as it was written, and nothing else is accepted."""
+"""IDX and .npz files: every array comes back as it was written, and nothing else is accepted."""
 
 import gzip
+import io
 import struct
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_st
 
 from tasks.errors import UserError
-from tasks.formats import idx
+from tasks.formats import idx, npz
 from tests.tasks.written import IDX_CODES, idx_bytes
 
 
@@ -112,3 +114,102 @@ def test_an_absent_file_and_a_folder_are_user_errors(tmp_path):
     for path, reason in ((tmp_path / "none", "no such file"), (tmp_path, "cannot be read")):
         with pytest.raises(UserError, match=reason):
             idx.read(path)
+
+
+# ---- .npz, the other file that these arrays come in
+
+ARRAYS = {"images": np.arange(24, dtype=np.uint8).reshape(2, 3, 4), "labels": np.array([-1, 7], np.int64)}
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_the_named_arrays_of_an_npz_file_come_back_in_the_order_asked_for(tmp_path, save):
+    save(tmp_path / "a.npz", **ARRAYS, empty=np.zeros((0, 3)), turned=np.asfortranarray(ARRAYS["images"]), point=np.pi)
+    names = ["labels", "images", "empty", "turned", "point"]
+    labels, images, empty, turned, point = npz.read(tmp_path / "a.npz", names)
+    assert labels.dtype == np.int64 and labels.tolist() == [-1, 7] and empty.shape == (0, 3) and point == np.pi
+    assert np.array_equal(images, ARRAYS["images"]) and np.array_equal(turned, images)
+
+
+def npz_of(content, name="images.npy", method=zipfile.ZIP_DEFLATED):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        archive.writestr(name, content)
+    return out.getvalue()
+
+
+def npy_bytes(array):
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+NPY = npy_bytes(ARRAYS["images"])
+NPZ = npz_of(NPY)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "cannot be read"),
+        (b"<!DOCTYPE html>", "cannot be read"),
+        (NPZ[:-30], "cannot be read"),
+        (npz_of(NPY, "others.npy"), "no array 'images'; there are others"),
+        (npz_of(NPY, "images"), "no array 'images'"),
+        (npz_of(NPY[:-1]), "images.npy promises 24 bytes, which it does not hold"),
+        (npz_of(NPY + b"x"), "promises 24 bytes"),
+        (npz_of(NPY.replace(b"(2, 3, 4)", b"(2,3,9e9)")), "cannot be read"),
+        (npz_of(NPY.replace(b"(2, 3, 4)", b"(2**9,3,)")), "cannot be read"),
+        (npz_of(NPY.replace(b"(2, 3, 4), }        ", b"(99999999999999, 3)}")), "promises 299999999999997 bytes"),
+        (npz_of(NPY.replace(b"(2, 3, 4)", b"(-2,-3,4)")), "cannot be read"),
+        (npz_of(NPY.replace(b"'|u1'", b"'|x1'")), "cannot be read"),
+        (npz_of(NPY.replace(b"'descr'", b"'descr\n")), "cannot be read"),
+        (npz_of(NPY[:6] + b"\x09\x00" + NPY[8:]), "unknown version"),
+        (npz_of(npy_bytes(np.array([print], object))), "cannot be read: Object arrays"),
+        (npz_of(NPY, method=zipfile.ZIP_LZMA), "packed by method 14"),
+        (npz_of(b"P5 2 2 255"), "cannot be read"),
+    ],
+    ids=["empty", "a web page", "truncated", "absent", "no .npy", "a byte too few", "a byte too many", "half a size",
+         "a sum", "terabytes", "negative sizes", "unknown type", "open quote", "version 9", "pickles", "LZMA", "no .npy inside"],
+)  # fmt: skip
+def test_a_broken_npz_file_is_refused_by_name(tmp_path, content, reason):
+    path = tmp_path / "a.npz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=reason) as caught:
+        npz.read(path, ["images"])
+    assert str(path) in caught.value.message and caught.value.hint
+
+
+def test_an_npz_file_whose_sizes_are_both_false_takes_no_memory(tmp_path):
+    claimed = 2**32 - 2
+    content = npz_of(NPY.replace(b"(2, 3, 4), }    ", f"({claimed - 128},), }}".encode()))  # after 128 bytes of header
+    at = content.index(b"PK\1\2") + 24  # where the list at the end has the unpacked size
+    (tmp_path / "a.npz").write_bytes(content[:at] + claimed.to_bytes(4, "little") + content[at + 4 :])
+    with pytest.raises(UserError, match="which it does not hold"):
+        npz.read(tmp_path / "a.npz", ["images"])
+
+
+def test_an_npz_bomb_is_left_packed(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", images=np.zeros(100_000, np.uint8))
+    with pytest.raises(UserError, match="images.npy unpacks to over 1000 bytes"):
+        npz.read(tmp_path / "a.npz", ["images"], max_bytes=1000)
+    with pytest.raises(UserError, match="no such file"):
+        npz.read(tmp_path / "none.npz", ["images"])
+
+
+@given(
+    changes=st.lists(st.tuples(st.integers(0, len(NPY) - 1), st.integers(0, 255)), min_size=1, max_size=3),
+    at_header=st.booleans(),
+)
+def test_an_npz_file_with_any_bytes_changed_is_a_user_error_or_an_array(changes, at_header):
+    content = bytearray(NPY if at_header else NPZ)
+    for place, value in changes:
+        content[place % len(content)] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.npz"
+        path.write_bytes(npz_of(bytes(content)) if at_header else content)
+        try:
+            [found] = npz.read(path, ["images"])
+        except UserError as error:
+            assert str(path) in error.message
+        else:
+            assert isinstance(found, np.ndarray) and found.nbytes <= 24

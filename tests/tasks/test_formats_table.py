@@ -1,5 +1,6 @@
 """Tables: what is normalised, what is refused with its line, and which cells are numbers."""
 
+import codecs
 import gzip
 
 import pytest
@@ -30,13 +31,16 @@ PLAIN = 'label,text\n1,"好，很好"\n0,=cmd()\n'
         (PLAIN.encode("gb18030"), "a.csv", {"encoding": "gb18030"}),
         (PLAIN.replace("\n", "\r\n").encode(), "a.csv", {}),
         (PLAIN.replace("\n", "\r\n", 1).encode(), "a.csv", {}),
+        (PLAIN.replace("\n", "\r").encode(), "a.csv", {}),
+        (PLAIN.rstrip("\n").encode(), "a.csv", {}),
         (PLAIN.replace(",", "\t").encode(), "a.tsv", {}),
         (PLAIN.replace(",", ";").encode(), "a.csv", {"delimiter": ";"}),
         (PLAIN.replace(",", "\t").encode(), "a.csv", {"delimiter": "\\t"}),
         (gzip.compress(PLAIN.encode()), "a.csv.gz", {}),
         (gzip.compress(PLAIN.replace(",", "\t").encode()), "a.tsv.gz", {}),
     ],
-    ids=["plain", "utf-8 mark", "utf-16 le", "utf-16 be", "gb18030", "crlf", "mixed line ends", "tsv", "semicolon",
+    ids=["plain", "utf-8 mark", "utf-16 le", "utf-16 be", "gb18030", "crlf", "mixed line ends", "cr",
+         "no last line end", "tsv", "semicolon",
          "tab named", "gzip", "tsv gzip"],
 )  # fmt: skip
 def test_one_table_is_read_however_it_was_saved(tmp_path, content, name, options):
@@ -51,16 +55,21 @@ def test_one_table_is_read_however_it_was_saved(tmp_path, content, name, options
         (b"a,b\n1,\xff2\n", r"line 2: is not utf-8: byte 0xff at column 3"),
         (b"\xef\xbb\xbfa,b\n1,\xff2\n", r"line 2: is not utf-8: byte 0xff at column 3"),
         (b"a,b\n1,2\n1,\x002\n", "line 3: holds a NUL"),
+        ("a,b\n1,2\n".encode("utf-16-le"), "line 1: holds a NUL"),
+        (codecs.BOM_UTF16_LE + "a,b\n1,\ud800\n".encode("utf-16-le", "surrogatepass"), "is not utf-16-le"),
+        ("a,b\n1,2\n".encode("utf-32"), "line 1: holds a NUL"),
         (b"a,b\n1,2\n3\n", "line 3: expected 2 cells, got 1"),
         (b"a,b\n1,2,3\n", "line 2: expected 2 cells, got 3"),
         (b'a,b\n1,"2\n3,4\n', "line 3: unexpected end of data"),
+        (b'a,b\n1,"2"3\n', "line 2: ',' expected after '\"'"),
         (b"a,b\n1," + b"x" * 131_073, "line 2: field larger"),
         (b"a,a\n1,2\n", "two columns are called 'a'"),
         (b"a,c\n1,2\n", "no column 'b'; the first line names a, c"),
         (b"0.5,2\n1,2\n", "first line holds numbers"),
     ],
-    ids=["empty", "no rows", "encoding", "encoding after a mark", "NUL", "too few cells", "too many cells",
-         "unclosed quote", "huge cell", "doubled name", "absent column", "no names"],
+    ids=["empty", "no rows", "encoding", "encoding after a mark", "NUL", "utf-16 without a mark",
+         "half a surrogate pair", "utf-32", "too few cells", "too many cells",
+         "unclosed quote", "text after a quote", "huge cell", "doubled name", "absent column", "no names"],
 )  # fmt: skip
 def test_a_broken_table_is_refused_with_its_line(tmp_path, content, reason):
     path = written(tmp_path, content)

@@ -1,0 +1,47 @@
+"""A split as a run's settings want it: which rows, in which order, of which domains."""
+
+from distributed.data.loader import ONE, Loader, Transform
+from distributed.data.order import Balanced, Plan, Sample, Weighted
+from distributed.data.settings import Data
+from distributed.data.store import Rows, Store
+from distributed.world import World
+from tasks.errors import UserError, did_you_mean
+from tasks.fields import Label, Number
+
+
+def loader(
+    store: Store, split: str, data: Data, seed: int, transform: Transform, world: World, *, training: bool = True
+) -> Loader:
+    """Returns what feeds a rank with a split: for training in the order of `data`, else in the order it is stored.
+
+    Raises UserError for a sampling or an order that the columns do not allow.
+    """
+    sets = {name: store.rows(split, data.limit, name or None) for name in store.domains(split) or [ONE]}
+    epoch = max(map(len, sets.values()))
+    plans = {}
+    for name, rows in sets.items():
+        order, sample = (data.order, _sample(rows, store, data)) if training else ("sequential", None)
+        lengths = rows.lengths if order == "length" else None
+        plans[name] = Plan(epoch, data.batch_size, seed, order, lengths, sample, len(rows))
+    prefetch = data.prefetch if training else 0
+    return Loader(
+        sets, plans, transform, rank=world.rank, world_size=world.size, device=world.device, prefetch=prefetch,
+        resident=data.resident == "auto",
+    )  # fmt: skip
+
+
+def _sample(rows: Rows, store: Store, data: Data) -> Sample | None:
+    if data.sample != "weighted" and data.weights:
+        raise UserError(f"data.weights={data.weights} acts with data.sample=weighted only", "set both, or neither")
+    if data.sample == "balanced":
+        labels = [name for name, field in store.fields.items() if isinstance(field, Label)]
+        if not labels:
+            raise UserError("data.sample=balanced needs a column of classes, a Label", "use data.sample=all")
+        return Balanced(rows.dense(labels[0]))
+    if data.sample == "weighted":
+        numbers = [name for name, field in store.fields.items() if isinstance(field, Number)]
+        if data.weights not in numbers:
+            near = did_you_mean(data.weights, numbers) or "declare a Number that row() fills with the weight"
+            raise UserError(f"data.weights='{data.weights}' is no column of numbers", near)
+        return Weighted(rows.dense(data.weights))
+    return None
