@@ -141,14 +141,14 @@ def _convert(work: _Work, path: Path) -> None:
     duplicates = listed.duplicates(splits)
     shards: dict[str, list[dict[str, Any]]] = {}
     with durable.publish(path, manifest := {"format": FORMAT, "facts": facts, "splits": shards}) as folder:
-        writer = _Shards(folder, work.task)
+        writer = Shards(folder, schema.schema(work.task.fields))
         done, pairs = 0, _with_splits(parts, splits)
         for encoded in work.mapper(encode_chunk, (work.task, facts, work.on_error), pairs):
             skipped += writer.take(encoded)
             done = min(done + CHUNK, len(listed))
             work.progress("encode", done, len(listed))
         shards |= writer.finish()
-        counts = {name: sum(shard["rows"] for shard in shards[name]) for name in split.SPLITS}
+        counts = {name: sum(shard["rows"] for shard in shards.get(name, [])) for name in split.SPLITS}
         total = sum(counts.values()) + len(skipped)
         _refuse_if_too_many(skipped, len(skipped), total, work.data.max_bad)
         _refuse_if_empty(counts)
@@ -159,10 +159,10 @@ def _convert(work: _Work, path: Path) -> None:
             "duplicates": duplicates,
         }
         _warn(skipped, total, duplicates)
-        _seal(folder, shards)
+        seal(folder, shards)
 
 
-def _seal(folder: durable.Folder, splits: dict[str, list[dict[str, Any]]]) -> None:
+def seal(folder: durable.Folder, splits: dict[str, list[dict[str, Any]]]) -> None:
     """Arrow trusts its input: what is sealed is read back and validated once, in full."""
     for shard in itertools.chain.from_iterable(splits.values()):
         with pa.memory_map(str(folder.path / shard["file"])) as source:
@@ -201,8 +201,8 @@ def read_chunk(task: Task, data: Data, on_error: OnError, chunk: tuple[int, list
         )
         rows.append((packed.pack(checked), where, one.split, one.domain, unit, again, identity))
     columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in _PART]
-    told = _PART.with_metadata({"skipped": json.dumps([asdict(one) for one in skipped])})
-    return _ipc(told, [pa.record_batch(columns, schema=told)])
+    batch = pa.record_batch(columns, schema=_PART)
+    return batches_as_file(_PART, [batch], {"skipped": [asdict(one) for one in skipped]})
 
 
 @dataclass(frozen=True)
@@ -328,15 +328,15 @@ def encode_chunk(task: Task, facts: Facts, on_error: OnError, pair: tuple[bytes,
         schema.batch_of([row for row, _ in rows], task.fields, [source for _, source in rows])
         for rows in groups.values()
     ]
-    told = {"skipped": json.dumps([asdict(one) for one in skipped]), "groups": json.dumps(list(groups))}
-    return _ipc(schema.schema(task.fields).with_metadata(told), batches)
+    told = {"skipped": [asdict(one) for one in skipped], "groups": list(groups)}
+    return batches_as_file(schema.schema(task.fields), batches, told)
 
 
-class _Shards:
+class Shards:
     """Gathers encoded rows until a shard is full, for every split and domain by itself."""
 
-    def __init__(self, folder: durable.Folder, task: Task) -> None:
-        self.folder, self.schema = folder, schema.schema(task.fields)
+    def __init__(self, folder: durable.Folder, of: pa.Schema) -> None:
+        self.folder, self.schema = folder, of
         self.pending: dict[tuple[str, str], list[pa.RecordBatch]] = {}
         self.sizes: dict[tuple[str, str], int] = {}  # bytes pending
         self.written: dict[tuple[str, str], list[tuple[Path, int]]] = {}
@@ -356,7 +356,11 @@ class _Shards:
     def _flush(self, group: tuple[str, str]) -> None:
         files = self.written.setdefault(group, [])
         part = self.folder.path / f"{'@'.join(group)}-{len(files)}.part"
-        table = pa.Table.from_batches(self.pending.pop(group)).replace_schema_metadata(None).combine_chunks()
+        table = (
+            pa.Table.from_batches(self.pending.pop(group))
+            .replace_schema_metadata(self.schema.metadata)
+            .combine_chunks()
+        )
         self.sizes[group] = 0
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, self.schema) as writer:
             writer.write_batch(table.to_batches()[0])
@@ -366,19 +370,26 @@ class _Shards:
         """Returns the manifest's entries of all shards, by split."""
         for group in list(self.pending):
             self._flush(group)
-        entries: dict[str, list[dict[str, Any]]] = {name: [] for name in split.SPLITS}
-        for (name, domain), files in sorted(self.written.items()):
+        entries: dict[str, list[dict[str, Any]]] = {}
+        order = {name: place for place, name in enumerate(split.SPLITS)}
+        groups = sorted(self.written, key=lambda group: (order.get(group[0], len(order)), group))
+        for name, domain in groups:
+            files = self.written[name, domain]
             for index, (part, rows) in enumerate(files):
                 final = shard_name(f"{name}@{domain}" if domain else name, index, len(files))
                 part.rename(self.folder.path / final)
                 self.folder.add_written(final)
-                entries[name].append({"file": final, "rows": rows, **({"domain": domain} if domain else {})})
+                entries.setdefault(name, []).append(
+                    {"file": final, "rows": rows, **({"domain": domain} if domain else {})}
+                )
         return entries
 
 
-def _ipc(told: pa.Schema, batches: Iterable[pa.RecordBatch]) -> bytes:
+def batches_as_file(of: pa.Schema, batches: Iterable[pa.RecordBatch], told: Mapping[str, Any]) -> bytes:
+    """Returns an Arrow file in memory; what is `told` of the batches stands in its schema's metadata."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, told) as writer:
+    metadata = {name: json.dumps(value) for name, value in told.items()}
+    with pa.ipc.new_file(sink, of.with_metadata(metadata)) as writer:
         for batch in batches:
             writer.write_batch(batch)
     return sink.getvalue().to_pybytes()

@@ -72,7 +72,8 @@ class Loader:
 
         `most` is the size of a micro-batch; none: the share of a rank is one.
         """
-        sizes = [len(part) for part in self._portions(self.plan, epoch, k, most)]
+        parts = self._portions(self.plan, epoch, k, most)
+        sizes = [len(part) for part in parts]
         if not self._depth:
             return sizes, self._batches(epoch, k, most)
         if not self._looked:  # at the first batch, in this thread: does it draw from torch's own generator?
@@ -102,22 +103,24 @@ class Loader:
             for first in firsts[at:]:
                 yield ("once", first, batch_size), np.arange(first, min(first + batch_size, end)) % distinct
 
-        for at in range(len(firsts)):
-            yield self._made_of({name: one.batch(upcoming(name, at)) for name, one in self._sets.items()}, 0, False)
+        for at, first in enumerate(firsts):
+            key = "once", first, batch_size
+            gathered = {name: one.held(key) or one.batch(upcoming(name, at)) for name, one in self._sets.items()}
+            yield self._made_of(gathered, 0, False)
 
     def _portions(self, plan: Plan, epoch: int, k: int, most: int | None) -> list[np.ndarray]:
         return portions(plan.batch(epoch, k), self.rank, self.world_size, most)
 
     def _batches(self, epoch: int, k: int, most: int | None) -> Iterator[Batch]:
         def upcoming(plan: Plan, index: int) -> Iterator[tuple[Any, np.ndarray]]:
-            last = min((k // WINDOW + 1) * WINDOW, plan.steps)
-            for later in range(k, last):
+            for later in range(k, min((k // WINDOW + 1) * WINDOW, plan.steps)):
                 for number, rows in enumerate(self._portions(plan, epoch, later, most)):
                     if later > k or number >= index:
                         yield (epoch, later, number, most), rows
 
         for index in range(len(self._portions(self.plan, epoch, k, most))):
-            gathered = {name: one.batch(upcoming(one.plan, index)) for name, one in self._sets.items()}
+            key = epoch, k, index, most
+            gathered = {name: one.held(key) or one.batch(upcoming(one.plan, index)) for name, one in self._sets.items()}
             yield self._made_of(gathered, epoch, True)
 
     def _made_of(self, gathered: dict[str, tuple[Batch, np.ndarray]], epoch: int, training: bool) -> Batch:
@@ -151,19 +154,22 @@ class _Set:
         self._most = max(1, BLOCK_BYTES // max(rows.row_bytes, 1))  # rows
         self._held: dict[Any, tuple[Batch, np.ndarray]] = {}
 
+    def held(self, key: Any) -> tuple[Batch, np.ndarray] | None:
+        """Returns a batch that was gathered with an earlier one."""
+        return self._held.pop(key, None)
+
     def batch(self, upcoming: Iterator[tuple[Any, np.ndarray]]) -> tuple[Batch, np.ndarray]:
-        """Returns the columns of the first of the upcoming batches, and its rows."""
-        key, rows = next(upcoming)
-        if key not in self._held:
-            keys, parts, total = [key], [rows], len(rows)
-            for later, its_rows in upcoming:
-                total += len(its_rows)
-                if total > self._most:
-                    break
-                keys.append(later)
-                parts.append(its_rows)
-            self._held = dict(zip(keys, self._gathered(parts), strict=True))
-        return self._held.pop(key)
+        """Gathers as many of the upcoming batches as fit a block; returns the first one's columns, and its rows."""
+        first, rows = next(upcoming)
+        keys, parts, total = [first], [rows], len(rows)
+        for later, its_rows in upcoming:
+            total += len(its_rows)
+            if total > self._most:
+                break
+            keys.append(later)
+            parts.append(its_rows)
+        self._held = dict(zip(keys, self._gathered(parts), strict=True))
+        return self._held.pop(first)
 
     def _gathered(self, parts: list[np.ndarray]) -> list[tuple[Batch, np.ndarray]]:
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)

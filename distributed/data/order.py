@@ -169,6 +169,8 @@ def _cut(rows: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
 
 def portions(batch: np.ndarray, rank: int, world_size: int, micro_batch_size: int | None) -> list[np.ndarray]:
     """Returns the micro-batches of one worker: its share of the global batch, cut into equal parts."""
+    if world_size == 1 and (micro_batch_size is None or micro_batch_size >= len(batch)):
+        return [batch]
     start, end = spread(len(batch), world_size, rank)
     mine = batch[start:end]
     parts = max(1, -(-len(mine) // (micro_batch_size or max(len(mine), 1))))

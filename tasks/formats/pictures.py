@@ -108,6 +108,16 @@ def decode(data: bytes | memoryview | np.ndarray, channels: int, shrunk: int = 1
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
+def jpeg(pixels: np.ndarray) -> dict[str, Any]:
+    """Returns pixels (height, width, channels) as a stored JPEG."""
+    return _encoded(_of_array(pixels, pixels.shape[2]), "JPEG")
+
+
+def png(pixels: np.ndarray) -> dict[str, Any]:
+    """Returns pixels (height, width, channels) as a stored PNG."""
+    return _encoded(_of_array(pixels, pixels.shape[2]), "PNG")
+
+
 # ---- Pillow, guarded
 
 
