@@ -17,12 +17,17 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
 from tasks.errors import UserError, did_you_mean
 
 COMMAND_LINE = "command line"
+GIVE_CREDENTIALS = (
+    "give credentials in the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, "
+    "GOOGLE_APPLICATION_CREDENTIALS"
+)
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,9 @@ def parse(setting: Setting, given: Given) -> Any:
             hint,
         ) from None
     if parsed and "path" in getattr(setting.type, "__metadata__", ()):
+        if is_uri(parsed):
+            refuse_credentials(parsed)
+            return parsed
         return str(Path(parsed).expanduser().absolute())
     return parsed
 
@@ -202,6 +210,43 @@ def describe(kind: Any) -> str:
         count = "" if items[-1] is Ellipsis else f"{len(items)} "
         return f"a list of {count}{plural.get(items[0], 'values')}"
     return words.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+# ---- paths that are URIs
+
+
+def is_uri(place: str | Path) -> bool:
+    """Returns whether a path is a URI such as s3://bucket/folder."""
+    return re.match(r"[a-z][a-z0-9+.-]+:/", str(place)) is not None
+
+
+def as_uri(place: str | Path) -> str:
+    """Returns a URI as it was before a Path made one slash of its two; hdfs:///x must then be hdfs://default/x."""
+    scheme, _, rest = str(place).partition(":/")
+    if rest.startswith("/"):
+        return str(place)
+    return f"{scheme}:///{rest}" if scheme == "file" else f"{scheme}://{rest}"
+
+
+def refuse_credentials(uri: str) -> None:
+    """Raises UserError where a URI holds a password or a key: runs and logs keep what they are given."""
+    try:
+        parts = urlsplit(as_uri(uri))
+    except ValueError as error:  # it may hold a password all the same, and is not repeated
+        raise UserError(f"not a URI: {error}", "write s3://bucket/folder, gs://bucket/folder") from None
+    user, _, host = parts.netloc.rpartition("@")
+    query = unquote(parts.query)
+    if (
+        ":" in user
+        or (user and parts.scheme == "s3")
+        or re.search(r":(?!\d*$)", re.sub(r"\[.*\]", "", host))  # user:pass/word@bucket: the slash ends the host
+        or "@" in query
+        or re.search(r"(^|&)[^=]*(key|secret|token|passw|credential|sig)[^=]*=", query, re.IGNORECASE)
+    ):
+        raise UserError(
+            f"{parts.scheme}://...: a URI must hold no credentials, which runs and logs would keep",
+            GIVE_CREDENTIALS,
+        )
 
 
 # ---- where values come from

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from distributed import durable
-from distributed.data.store import FORMAT
+from distributed.data.store import FORMAT, Store
 from tasks.errors import UserError
+from tasks.fields import Boxes, Field, Label, Labels, ObjectMasks, Picture, Text, Tokens
 
 MANIFEST = "manifest.json"
 SAMPLES, WIDTH = 3, 80  # rows and characters of the samples
@@ -96,36 +98,73 @@ def _batch(file: Path) -> pa.RecordBatch:
 
 def describe(path: Path, samples: int = SAMPLES) -> dict[str, Any]:
     """Returns fields, rows, classes, sizes, facts in short, skipped rows and a few rows of a store."""
-    manifest = durable.read_manifest(path, (FORMAT,))
-    durable.verify(path, manifest, checksums=False)
-    splits = {name: _split(path, manifest, name) for name in manifest["splits"]}
+    store = Store(path)
+    manifest = store.manifest
     return {
-        "store": str(path), "fields": manifest["fields"], "splits": splits, "facts": _short(manifest["facts"]),
+        "store": str(path), "fields": manifest["fields"],
+        "splits": {split: _split(store, split) for split in manifest["splits"]}, "facts": _short(manifest["facts"]),
         "skipped": manifest["skipped"], "duplicates": manifest["duplicates"],
         "samples": _samples(path, manifest, samples),
     }  # fmt: skip
 
 
-def _split(path: Path, manifest: dict[str, Any], name: str) -> dict[str, Any]:
-    shards = manifest["splits"][name]
-    balance = {
-        field: _balance([_batch(path / shard["file"]).column(field) for shard in shards], facts["classes"])
-        for field, facts in manifest["facts"].items() if "classes" in facts and field in manifest["fields"]
-    }  # fmt: skip
+def _split(store: Store, split: str) -> dict[str, Any]:
+    shards = store.manifest["splits"][split]
+    batches = [_batch(store.path / shard["file"]) for shard in shards]
     return {
         "rows": sum(shard["rows"] for shard in shards),
-        "bytes": sum(manifest["files"][shard["file"]]["bytes"] for shard in shards), "classes": balance,
+        "bytes": sum(store.manifest["files"][shard["file"]]["bytes"] for shard in shards),
+        "classes": balance(store, split),
+        "sizes": {
+            name: sizes for name, field in store.fields.items()
+            if (sizes := _sizes(field, [batch.column(name) for batch in batches]))
+        },
     }  # fmt: skip
 
 
-def _balance(columns: list[pa.Array], classes: list[str]) -> dict[str, int]:
-    """How many values of each class there are, of a column of labels or of lists of them."""
-    counts = np.zeros(len(classes), np.int64)
+def balance(store: Store, split: str) -> dict[str, dict[str, int]]:
+    """Returns how often each class occurs in a split, of every column of labels or of lists of them."""
+    batches = [_batch(store.path / shard["file"]) for shard in store.manifest["splits"][split]]
+    fields = [name for name, field in store.fields.items() if isinstance(field, (Label, Labels))]
+    return {
+        name: _balance([b.column(name) for b in batches], store.facts.get(name, {}).get("classes")) for name in fields
+    }
+
+
+def _balance(columns: list[pa.Array], classes: list[str] | None) -> dict[str, int]:
+    counts: dict[int, int] = {}
     for column in columns:
         flat = column.flatten() if isinstance(column, pa.LargeListArray) else column
         for one in flat.value_counts().to_pylist():
-            counts[one["values"]] += one["counts"]
-    return dict(zip(classes, counts.tolist(), strict=True))
+            counts[one["values"]] = counts.get(one["values"], 0) + one["counts"]
+    names = dict(enumerate(classes or ()))
+    return {names.get(number, str(number)): counts.get(number, 0) for number in sorted({*names, *counts})}
+
+
+def _sizes(field: Field, columns: list[pa.Array]) -> dict[str, Any]:
+    """Returns how large the rows of a column are that have no size of their own in its declaration."""
+    if not sum(map(len, columns)):
+        return {}
+    if isinstance(field, Picture):
+        sides = np.concatenate([np.stack([c.field("width"), c.field("height")], axis=1) for c in columns]).astype(int)
+        order = np.argsort(sides.prod(1), kind="stable")
+        places = {"smallest": 0, "median": len(order) // 2, "largest": -1}
+        return {"of": "pixels", **{name: "x".join(map(str, sides[order[at]])) for name, at in places.items()}}
+    if isinstance(field, ObjectMasks):
+        return {"of": "masks", **_quantiles([column.field("counts").value_lengths() for column in columns])}
+    if isinstance(field, (Tokens, Labels, Boxes)):
+        kind = "tokens" if isinstance(field, Tokens) else "objects"
+        return {"of": kind, **_quantiles([column.value_lengths() for column in columns])}
+    if isinstance(field, Text):
+        return {"of": "characters", **_quantiles([pc.call_function("utf8_length", [column]) for column in columns])}
+    return {}
+
+
+def _quantiles(counts: list[pa.Array]) -> dict[str, Any]:
+    numbers = np.concatenate([count.to_numpy() for count in counts])
+    shares = {"smallest": 0, "median": 0.5, "95 %": 0.95, "largest": 1}
+    told = {name: int(np.quantile(numbers, share, method="nearest")) for name, share in shares.items()}
+    return {**told, "in all": int(numbers.sum())}
 
 
 def _samples(path: Path, manifest: dict[str, Any], count: int) -> list[dict[str, Any]]:
@@ -146,6 +185,8 @@ def _seen(scalar: Any, classes: list[str] | None) -> Any:
             return [float(f"{value:.4g}") for value in array.reshape(-1)]
         shape = "x".join(map(str, array.shape))
         return f"{array.dtype} {shape}: {array.min():.4g}..{array.max():.4g}, mean {array.mean():.4g}"
+    if isinstance(scalar, pa.StructScalar):
+        return _figures(scalar.as_py())
     value = scalar.as_py()
     if classes and isinstance(value, int) and value < len(classes):
         return classes[value]
@@ -153,6 +194,16 @@ def _seen(scalar: Any, classes: list[str] | None) -> Any:
         text = ", ".join(map(str, value[:10]))
         return f"{len(value)} values: {text}{' ...' if len(value) > 10 else ''}"
     return value if not isinstance(value, str) or len(value) <= WIDTH else f"{value[: WIDTH - 3]}..."
+
+
+def _figures(value: dict[str, Any]) -> str:
+    """The size of a picture, or the number of masks."""
+    size = f"{value['width']}x{value['height']}"
+    if "counts" in value:
+        return f"{len(value['counts'])} masks of {size}"
+    data = value["bytes"]
+    kind = "JPEG" if data[:2] == b"\xff\xd8" else "PNG" if data[:4] == b"\x89PNG" else "pixels"
+    return f"{kind} {size}, {len(data):,} bytes"
 
 
 def _short(value: Any, most: int = 12) -> Any:

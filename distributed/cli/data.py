@@ -1,5 +1,6 @@
 """`whipray data`: prepare a task's data, check them, and look at them."""
 
+import re
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +9,7 @@ import typer
 
 from distributed import catalogue
 from distributed.cli import options
-from distributed.cli.output import OUT
+from distributed.cli.output import OUT, counted
 from tasks.errors import UserError, did_you_mean
 
 app = typer.Typer(help="Prepare, check and look at data.", rich_markup_mode=None)
@@ -82,17 +83,35 @@ def show(
     config: options.Config = None,
     stores: options.Stores = None,
     samples: Annotated[int, typer.Option(min=0, help="Rows to show.")] = 3,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a contact sheet too: rows of every class, and the doubtful."),
+    ] = None,
 ) -> None:
-    """Show what a store holds.
+    """Show what a store holds, and what in it looks doubtful.
 
-    Fields, rows, classes, facts, rows set aside, and a few rows.
+    Fields, rows, classes, sizes, facts, rows set aside, and a few rows; then warnings: too few rows, imbalance,
+    duplicates across splits, broken or blank pictures, columns that say nothing or give the label away, bad boxes and
+    masks, suspicious labels.
     """
     path = _store(target, settings, config, stores)
 
+    from dataclasses import asdict
+
+    from distributed.analysis import doubts as analysis
     from distributed.analysis.stores import describe
+    from distributed.data.store import Store
 
     told = describe(path, samples)
+    store = Store(path)
+    doubts, looked_at = analysis.look(store)
+    told |= {"doubts": [asdict(one) for one in doubts], "looked_at": looked_at}
     _print(told)
+    if html is not None:
+        from distributed.analysis import sheet
+
+        rows = sheet.write(html, told, store, doubts)
+        OUT.say(f"{html}: a contact sheet of {counted(rows, 'row')}")
     OUT.result(told)
 
 
@@ -144,8 +163,9 @@ def _print(told: dict[str, Any]) -> None:
         balance = "; ".join(
             ", ".join(f"{label} {count:,}" for label, count in counts.items()) for counts in split["classes"].values()
         )
-        splits.add_row(Text(name, "bold"), f"{split['rows']:,}", _size(split["bytes"]), Text(balance))
+        splits.add_row(Text(name, "bold"), f"{split['rows']:,}", _size(split["bytes"]), Text(_harmless(balance)))
     OUT.table(splits)
+    _print_sizes(told["splits"])
     if told["samples"]:
         names = list(told["samples"][0])
         rows = Table(*names, title="the first rows of train")
@@ -156,13 +176,47 @@ def _print(told: dict[str, Any]) -> None:
     twice = f"{duplicates['rows']:,} duplicates, {duplicates['test_in_train']:,} of test also in train"
     OUT.say(f"{skipped['rows']:,} rows set aside, {twice}")
     for one in skipped["first"][:10]:
-        OUT.say(f"  {one['where']}: {one['reason']}")
+        OUT.say(_harmless(f"  {one['where']}: {one['reason']}"))
+    _print_doubts(told)
+
+
+def _print_sizes(splits: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    sizes = Table("field", "split", "sizes")
+    for split, facts in splits.items():
+        for name, one in facts["sizes"].items():
+            words = ", ".join(f"{what} {_counted(size)}" for what, size in one.items() if what != "of")
+            sizes.add_row(Text(name, "bold"), Text(split), Text(f"{one['of']}: {words}"))
+    if sizes.rows:
+        OUT.table(sizes)
+
+
+def _counted(size: Any) -> str:
+    return f"{size:,}" if isinstance(size, int) else str(size)
+
+
+def _print_doubts(told: dict[str, Any]) -> None:
+    for name, seen in told["looked_at"].items():
+        rows = told["splits"][name]["rows"]
+        if seen < rows:
+            OUT.say(f"{seen:,} of {rows:,} rows of {name}, drawn evenly, were looked at for what follows")
+    for one in told["doubts"]:
+        OUT.say(f"WARNING: {one['kind']} ({one['split']}): {_harmless(one['message'])}")
+    if not told["doubts"]:
+        OUT.say("nothing doubtful was found")
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return ", ".join(map(_shown, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(_shown, value)) if isinstance(value, list) else _harmless(str(value))
+
+
+def _harmless(text: str) -> str:
+    """Text from the data as a terminal may have it: without signs that steer it."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)
 
 
 def _size(number: float) -> str:

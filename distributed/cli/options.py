@@ -22,7 +22,7 @@ Words = Annotated[
     ),
 ]
 Runs = Annotated[Path, typer.Option(help="Folder of all runs.")]
-Stores = Annotated[Path | None, typer.Option(help="Folder of prepared data; default: in your cache.")]
+Stores = Annotated[Path | None, typer.Option(help="Folder or URI (s3://...) of prepared data; default: in your cache.")]
 Name = Annotated[str | None, typer.Option(help="Name of the run; a name given again goes on with that run.")]
 Config = Annotated[
     list[Path] | None, typer.Option(help="YAML file of settings; later ones win, the command line wins over all.")
@@ -65,6 +65,10 @@ def check(task: str, given: Givens, *, no_ray: bool = False) -> Givens:
 
 
 def stores_folder(stores: Path | None) -> Path:
+    """Returns the folder of stores as an absolute path; a URI stays as it is, but for its credentials: refused."""
+    if stores and config.is_uri(stores):
+        config.refuse_credentials(config.as_uri(stores))
+        return stores
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return (stores or cache / "whipray" / "stores").absolute()
 

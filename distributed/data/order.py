@@ -110,7 +110,7 @@ class Weighted:
     def __call__(self, positions: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         rows = len(self.until)
         offset = (seed_of(seed, epoch) >> 10) * 2.0**-53
-        points = (permuted(positions, rows, seed, epoch) + offset) * (self.until[-1] / rows)
+        points = (shuffled(positions, rows, seed, epoch) + offset) * (self.until[-1] / rows)
         return np.minimum(np.searchsorted(self.until, points, side="right"), rows - 1)
 
 

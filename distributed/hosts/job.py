@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from distributed import catalogue, checkpoint, config, durable, saved
 from distributed.config import Given
-from distributed.data import convert
+from distributed.data import convert, remote
 from distributed.data.store import Store
 from distributed.evaluation import Evaluator, objective
 from distributed.loop import Progress, train
@@ -71,10 +71,10 @@ class Job:
 def prepare(
     run: Run, stores: Path, *, on_error: Literal["skip", "stop"] = "skip", progress: convert.Progress | None = None
 ) -> Path:
-    """Returns the store of a run's task, prepared now where it is not there yet."""
+    """Returns the store of a run's task, prepared now where it is not there yet; `stores` is a folder or a URI."""
     shown = progress or (lambda stage, done, total: None)
     name = catalogue.folder_name(run.name)
-    return convert.prepare(run.task, name, run.data, stores, on_error=on_error, progress=shown)
+    return remote.prepare(run.task, name, run.data, stores, on_error=on_error, progress=shown)
 
 
 @contextlib.contextmanager

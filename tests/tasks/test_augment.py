@@ -50,6 +50,7 @@ PARTNER = torch.tensor([3, 2, 1, 0, 7, 6, 5, 4])
 DRAWING = {  # name -> f(images, draw); a row's result depends on the row alone
     "random_crop": lambda x, d: augment.random_crop(x, d, 16),
     "random_crop, smaller": lambda x, d: augment.random_crop(x, d, (9, 12), padding=2, padding_mode="reflect"),
+    "random_crop, unpadded": lambda x, d: augment.random_crop(x, d, (7, 13), padding=0),
     "random_horizontal_flip": lambda x, d: augment.random_horizontal_flip(x, d),
     "random_vertical_flip": lambda x, d: augment.random_vertical_flip(x, d),
     "random_rotation": lambda x, d: augment.random_rotation(x, d, 30),
@@ -110,7 +111,8 @@ def test_the_input_stays_as_it_is_and_the_output_shares_nothing_with_it(name, dt
 def test_the_memory_layout_makes_no_difference(name):
     images = pictures()
     strided = torch.zeros(B, 3, 16, 32, dtype=torch.uint8)[..., ::2].copy_(images)
-    for other in (images.contiguous(memory_format=torch.channels_last), strided):
+    behind = torch.cat([images[:1], images])[1:]
+    for other in (images.contiguous(memory_format=torch.channels_last), strided, behind):
         assert torch.equal(EVERY[name](other, draws()), EVERY[name](images, draws()))
 
 
@@ -157,8 +159,10 @@ def test_crop_is_torchvisions_pad_and_crop(dtype, shape, size, padding, mode, fi
     def padded(image, t, le):
         return reference.crop(reference.pad(image, [padding], fill, mode), t, le, *size)
 
-    expected = rows_of(padded, images.float(), top, left).to(dtype)
-    assert torch.equal(augment.crop(images, top, left, *size, padding, mode, fill), expected)
+    last = torch.tensor([shape[1] + 2 * padding - size[0], shape[2] + 2 * padding - size[1]])
+    for t, le in ((top, left), (last[0] - top, last[1] - left), (top.flip(0), left.flip(0))):
+        expected = rows_of(padded, images.float(), t, le).to(dtype)
+        assert torch.equal(augment.crop(images, t, le, *size, padding, mode, fill), expected)
 
 
 @settings(deadline=None, max_examples=60)
@@ -200,7 +204,7 @@ def test_a_window_outside_of_the_picture_is_refused():
         augment.random_crop(pictures(), draws(), 16, padding_mode="mirror")
 
 
-@pytest.mark.parametrize("size", [16, 11, (7, 12), (20, 9), 21])
+@pytest.mark.parametrize("size", [16, 11, (7, 12), (12, 13), (20, 9), 21])
 def test_center_crop_is_torchvisions(size):
     images = pictures(height=15)
     assert torch.equal(augment.center_crop(images, size), reference.center_crop(images, size))
@@ -255,6 +259,9 @@ def test_erased_rectangles_have_torchvisions_sizes_and_lie_anywhere():
         abs(touches(out[:, 0]) - touches(out[:, -1])) < 0.03
         and abs(touches(out[:, :, 0]) - touches(out[:, :, -1])) < 0.03
     )
+    assert (augment.random_erasing(torch.ones(9, 1, 4, 4), draws(9), 1, (1, 1), (1, 1)) == 1).all()  # no room to move
+    tall = augment.random_erasing(images, draws(count), 1, ratio=(2, 3))[:, 0] == 0
+    assert (tall.any(2).sum(1) >= tall.any(1).sum(1)).all()
     left_alone = augment.random_erasing(images, draws(count), p=0.4)[:, 0].flatten(1).all(1).float().mean()
     assert abs(left_alone - 0.6) < 0.03
 
@@ -369,6 +376,11 @@ def test_resized_crops_have_torchvisions_boxes(high, wide):
     ours = {"top": top, "left": left, "height": height, "width": width}
     for name, numbers in ours.items():
         assert distance(numbers.numpy(), [p[name] for p in params]) < 0.05, name  # 1 in 1,000 for equal distributions
+
+
+def test_a_resized_crop_is_as_wide_for_its_height_as_the_ratio_says():
+    _, _, height, width = warp.crop_boxes(draws(500), 60, 60, (0.1, 0.3), (2.0, 3.0))
+    assert ((width + 1) / (height - 1) > 2).all() and ((width - 1) / (height + 1) < 3).all()
 
 
 @pytest.mark.parametrize(
@@ -518,9 +530,10 @@ def test_normalize_is_torchvisions():
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.5, 1.0, 2.0, 8.0])
 def test_beta_has_its_distribution(alpha):
-    ours = augment.beta(draws(20_000), alpha).numpy()
+    ours = augment.beta(draws(200_000), alpha).numpy()
     assert np.isfinite(ours).all() and ours.min() >= 0 and ours.max() <= 1
-    assert distance(ours, np.random.default_rng(0).beta(alpha, alpha, 200_000)) < 0.0145  # 1 in 1,000 if equal
+    assert distance(ours, np.random.default_rng(0).beta(alpha, alpha, 200_000)) < 0.0062  # 1 in 1,000 if equal
+    assert abs(ours.mean() - 0.5) < 0.004 and abs(ours.var() * 4 * (2 * alpha + 1) - 1) < 0.012
 
 
 def test_beta_needs_an_alpha_above_0():
@@ -756,6 +769,22 @@ def test_changed_scenes_are_sound_and_follow_their_rows(change, masks):
     again = change(batch, Draw(0, 0, np.arange(6)))
     assert all(torch.equal(a, b) for a, b in zip(ours.images + ours.boxes, again.images + again.boxes, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(batch.images, before, strict=True))
+
+
+def test_a_random_crop_of_scenes_may_lie_anywhere():
+    picture = torch.arange(6.0).expand(1, 6, 6) + 10 * torch.arange(6.0)[:, None]
+    batch = Scenes([picture] * 400, [torch.zeros(0, 4)] * 400, [torch.zeros(0, dtype=torch.int64)] * 400)
+    corners = torch.stack([image[0, 0, 0] for image in scenes.random_crop(batch, draws(400), (5, 9)).images])
+    assert corners.unique().tolist() == [0, 10] and 160 < (corners == 0).sum() < 240
+
+
+def test_the_centre_of_a_random_mosaic_lies_in_the_middle_half(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(scenes, "mosaic", lambda *numbers: seen.update(numbers=numbers))
+    scenes.random_mosaic(made(3), draws(500), (40, 100))
+    _, partners, centers, *_ = seen["numbers"]
+    assert partners.tolist() == [[0, 1, 2, 0], [1, 2, 0, 1], [2, 0, 1, 2]]
+    assert centers.amin(0).tolist() == [10, 25] and centers.amax(0).tolist() == [29, 74]
 
 
 def test_a_scene_meets_its_fate_in_any_batch():
