@@ -87,9 +87,10 @@ class Pictures:
             first_y, first_x = round(top * scale_y), round(left * scale_x)
             last_y = max(first_y + 1, round((top + height) * scale_y))
             last_x = max(first_x + 1, round((left + width) * scale_x))
-            # A copied crop is resized twice as fast as a view of a larger picture; and mapped memory is not writable.
-            crop = torch.from_numpy(pixels[first_y:last_y, first_x:last_x].copy())
-            out[row] = _resized(crop.permute(2, 0, 1)[None], size, self.nearest)[0]
+            # A copy, because mapped memory is not writable. The batch of one begins as numpy's, whose stride torch takes
+            # for channels-last; of `tensor[None]` it takes the contrary, and resizing costs 335 us instead of 130.
+            crop = torch.from_numpy(pixels[None, first_y:last_y, first_x:last_x].copy()).permute(0, 3, 1, 2)
+            out[row : row + 1] = _resized(crop, size, self.nearest)
 
         _threaded(one, len(self))
         return out.to(self.device, non_blocking=True)
@@ -148,7 +149,7 @@ class Masks:
             height, width, counts = self.rows[row]
             if not counts:
                 return torch.zeros((0, height, width), dtype=torch.uint8)
-            planes = mask.decode([{"size": [height, width], "counts": one} for one in counts])
+            planes: Any = mask.decode([{"size": [height, width], "counts": one} for one in counts])  # type: ignore
             return torch.from_numpy(np.ascontiguousarray(planes.transpose(2, 0, 1)))
 
         return [planes.to(self.device, non_blocking=True) for planes in _threaded(one, len(self))]

@@ -312,7 +312,8 @@ class ObjectMasks(Field):
                 raise BadRow(f"expected masks of shape (objects, height, width), got {value.shape}")
             planes = np.asfortranarray((value != 0).astype(np.uint8).transpose(1, 2, 0))
             height, width = value.shape[1:]
-            counts = [one["counts"] for one in mask.encode(planes)] if len(value) else []
+            encoded: Any = mask.encode(planes) if len(value) else []
+            counts = [one["counts"] for one in encoded]
             return {"height": height, "width": width, "counts": counts}
         try:
             sizes = {tuple(one["size"]) for one in value}

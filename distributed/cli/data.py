@@ -25,6 +25,7 @@ def prepare(
     config: options.Config = None,
     stores: options.Stores = None,
     on_error: options.OnError = "skip",
+    address: Annotated[str | None, typer.Option(help="Ray cluster whose cores read and encode the rows.")] = None,
 ) -> None:
     """Turn a task's raw data into a store.
 
@@ -38,7 +39,13 @@ def prepare(
     from distributed.run import resolve
 
     began = time.monotonic()
-    store = job.prepare(resolve(task, given), options.stores_folder(stores), on_error=on_error, progress=preparing())
+    run, mapper = resolve(task, given), None
+    if address is not None:
+        from distributed.hosts import ray_tasks
+
+        mapper = ray_tasks.mapper(run, address)
+    folder = options.stores_folder(stores)
+    store = job.prepare(run, folder, on_error=on_error, progress=preparing(), mapper=mapper)
     told = describe(store, samples=0)
     rows = {name: split["rows"] for name, split in told["splits"].items()}
     size = sum(split["bytes"] for split in told["splits"].values())
@@ -133,11 +140,11 @@ def _store(target: str, settings: list[str] | None, config: list[Path] | None, s
         raise UserError(f"'{target}' is neither a task nor the folder of a store", near)
     given = options.check(target, options.collect(settings, config))
 
-    from distributed.data import convert
+    from distributed.data import remote
     from distributed.run import resolve
 
     run = resolve(target, given)
-    path = convert.locate(run.task, catalogue.folder_name(run.name), run.data, options.stores_folder(stores))
+    path = remote.locate(run.task, catalogue.folder_name(run.name), run.data, options.stores_folder(stores))
     if not path.exists():
         words = " ".join([target, *(settings or [])])
         raise UserError(

@@ -50,9 +50,8 @@ def start(run: Any, directory: Path, stores: Path, address: str | None, on_error
     host.connect(run, address)  # an impossible request is refused before anything is prepared
     with job.owned(directory):
         prepare = functools.partial(job.prepare, run, stores, on_error=on_error, progress=preparing())
-        one = job.Job(
-            run, local.elsewhere(prepare) if host is local and run.resources.workers > 1 else prepare(), directory
-        )
+        store = local.elsewhere(prepare) if host is local and run.resources.workers > 1 else prepare()
+        one = job.Job(run, store, directory, on_error)
         if job.begin(one):
             OUT.say(f"{directory} is finished already; give another --name, or more --epochs")
             return _tell(directory)

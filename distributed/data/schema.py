@@ -174,12 +174,12 @@ class MaskColumn:
     sizes: np.ndarray  # (rows, 2) int32
 
     def take(self, rows: np.ndarray) -> Masks:
-        masks = [
-            Mask(*self.sizes[row].tolist(), [bytes(v) for v in _views(self.values, self.offsets, masks)])
-            for row in rows
-            for masks in (np.arange(self.owners[row], self.owners[row + 1]),)
-        ]
-        return Masks(masks)
+        return Masks([self._row(row) for row in rows.tolist()])
+
+    def _row(self, row: int) -> Mask:
+        height, width = self.sizes[row].tolist()
+        masks = np.arange(self.owners[row], self.owners[row + 1])
+        return Mask(height, width, [bytes(view) for view in _views(self.values, self.offsets, masks)])
 
 
 Column = DenseColumn | RaggedColumn | TextColumn | PictureColumn | MaskColumn

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -20,10 +20,12 @@ from filelock import FileLock, Timeout
 from distributed import catalogue, checkpoint, config, durable, saved
 from distributed.config import Given
 from distributed.data import convert, remote
+from distributed.data.derive import Wanted, derived
 from distributed.data.store import Store
 from distributed.evaluation import Evaluator, objective
 from distributed.loop import Progress, train
 from distributed.model import Model
+from distributed.processes import Mapper
 from distributed.record import Recorder, finite
 from distributed.run import Run, differences, resolve
 from distributed.world import World
@@ -42,6 +44,7 @@ class Job:
     run: Run
     store: Path
     directory: Path
+    on_error: convert.OnError = "skip"  # what becomes of broken rows, where a worker prepares on its own node
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
@@ -59,22 +62,29 @@ class Job:
         given = {name: [given.value, given.origin] for name, given in self.run.givens().items()}
         return {
             "task": self.run.name, "given": given, "runs": str(self.run.runs),
-            "store": str(self.store), "directory": str(self.directory),
+            "store": str(self.store), "directory": str(self.directory), "on_error": self.on_error,
         }  # fmt: skip
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "Job":
         given = {name: Given(value, origin) for name, (value, origin) in plain["given"].items()}
-        return cls(resolve(plain["task"], given, Path(plain["runs"])), Path(plain["store"]), Path(plain["directory"]))
+        run = resolve(plain["task"], given, Path(plain["runs"]))
+        return cls(run, Path(plain["store"]), Path(plain["directory"]), plain["on_error"])
 
 
 def prepare(
-    run: Run, stores: Path, *, on_error: Literal["skip", "stop"] = "skip", progress: convert.Progress | None = None
-) -> Path:
-    """Returns the store of a run's task, prepared now where it is not there yet; `stores` is a folder or a URI."""
+    run: Run, stores: Path, *, on_error: convert.OnError = "skip", progress: convert.Progress | None = None,
+    mapper: Mapper | None = None,
+) -> Path:  # fmt: skip
+    """Returns the store of a run's task, prepared now where it is not there yet; `stores` is a folder or a URI.
+
+    Where the run wants its pictures decoded or reduced, it is the store made of that one.
+    """
     shown = progress or (lambda stage, done, total: None)
     name = catalogue.folder_name(run.name)
-    return remote.prepare(run.task, name, run.data, stores, on_error=on_error, progress=shown)
+    path = remote.prepare(run.task, name, run.data, stores, on_error=on_error, progress=shown, mapper=mapper)
+    wanted = Wanted.of(run.data)
+    return derived(path, wanted, workers=run.data.workers, progress=shown) if wanted else path
 
 
 @contextlib.contextmanager
@@ -163,6 +173,7 @@ class Attempt:
     def __init__(self, job: Job, world: World) -> None:
         """Raises UserError where checkpoints are there, but none is whole."""
         self.job, self.world = job, world
+        remote.use(job.store)
         self.store = Store(job.store, dict(job.run.task.fields))
         self.resume, passed_over = checkpoint.newest(job.directory)
         if world.rank == 0:

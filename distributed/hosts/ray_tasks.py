@@ -20,7 +20,8 @@ from tasks.task import Task
 def mapper(run: Run, address: str | None) -> Mapper:
     """Returns a mapper over the cores of a cluster, which is joined now.
 
-    The raw data must lie where all nodes see them. What the tasks return comes back through Ray's object store, so that stores need not lie on a shared disk.
+    The raw data must lie where all nodes see them. What the tasks return comes back through Ray's object store, so that
+    stores need not lie on a shared disk.
     """
     ray_cluster.connect(address)
     plain = json.dumps({name: [given.value, given.origin] for name, given in run.givens().items()})

@@ -9,6 +9,7 @@ import os
 import tempfile
 import threading
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,5 +148,5 @@ def _worker(plain: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     one = Job.from_plain(plain)
     if not one.store.exists():  # the folder of stores is this node's own
-        job.prepare(one.run, Path(plain["stores"]))
+        one = replace(one, store=job.prepare(one.run, Path(plain["stores"]), on_error=one.on_error))
     job.work(one, world)

@@ -174,7 +174,8 @@ _prepared: dict[tuple[Any, ...], Path] = {}
 def prepared(run: Run, stores: Path) -> Path:
     """Returns the store of a trial; in one process it is looked for, and checked, once for all trials that share it."""
     data = run.data
-    key = (run.name, run.task.source, data.split, data.split_seed, data.validation, data.folds, data.fold, stores)
+    split = data.split, data.split_seed, data.validation, data.folds, data.fold
+    key = (run.name, run.task.source, *split, data.pictures, data.short_side, stores)
     if key not in _prepared or not _prepared[key].exists():
         _prepared[key] = job.prepare(run, stores)
     return _prepared[key]

@@ -55,7 +55,7 @@ def rows(told: dict[str, Any]) -> list[tuple[Any, ...]]:
 def test_a_sweep_ranks_its_trials_and_its_best_trains(tmp_path, stores, capfd, monkeypatch):
     prepared = []
     convert_all = convert._convert
-    monkeypatch.setattr(convert, "_convert", lambda *given: (prepared.append(given[2]), convert_all(*given)))
+    monkeypatch.setattr(convert, "_convert", lambda *given: (prepared.append(given[1]), convert_all(*given)))
     fresh = tmp_path / "stores"
     assert whipray(tmp_path, fresh, "tune", "digits", *MLP, "--trials", "5", "--epochs", "3", "--name", "s") == 0
     out = capfd.readouterr()
