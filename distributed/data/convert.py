@@ -32,7 +32,7 @@ from tasks.task import Example, Task
 
 log = logging.getLogger("whipray")
 
-SHARD_BYTES = 128 << 20
+SHARD_BYTES = 256 << 20
 CHUNK = 256  # rows that are read and encoded together
 Progress = Callable[[str, int, int], None]  # stage, rows done, rows in all (0: not known)
 OnError = Literal["skip", "stop"]

@@ -135,29 +135,35 @@ class Rows:
         stored = rows if self.subset is None else self.subset[rows]
         if len(self.shards) == 1:
             return {name: column.take(stored) for name, column in self.shards[0].items()}
-        # Gather shard by shard, then put the rows back into the order asked for.
+        # Gathered shard by shard, and put where they were asked for.
         owner = np.searchsorted(self.starts, stored, side="right") - 1
-        order = np.argsort(owner, kind="stable")
+        places = [(shard, np.flatnonzero(owner == shard)) for shard in np.unique(owner).tolist()]
         parts = [
-            {name: column.take(stored[owner == s] - self.starts[s]) for name, column in self.shards[s].items()}
-            for s in np.unique(owner)
+            {name: column.take(stored[where] - self.starts[shard]) for name, column in self.shards[shard].items()}
+            for shard, where in places
         ]
-        back = np.argsort(order, kind="stable")
-        return {name: _reordered([part[name] for part in parts], back) for name in self.shards[0]}
+        wheres = [where for _, where in places]
+        return {name: _joined([part[name] for part in parts], wheres) for name in self.shards[0]}
 
 
-def _reordered(parts: list[Any], back: np.ndarray) -> Any:
-    """Joins what several shards gave for one column, and puts it into the order asked for."""
+def _joined(parts: list[Any], wheres: list[np.ndarray]) -> Any:
+    """Joins what several shards gave for one column: `parts[i][j]` is what was asked for at `wheres[i][j]`."""
     if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts).take(back, axis=0)
+        out = np.empty((sum(map(len, wheres)), *parts[0].shape[1:]), parts[0].dtype)
+        for part, where in zip(parts, wheres, strict=True):
+            out[where] = part
+        return out
     if isinstance(parts[0], list):
-        joined = [value for part in parts for value in part]
-        return [joined[i] for i in back]
+        joined = [None] * sum(map(len, wheres))
+        for part, where in zip(parts, wheres, strict=True):
+            for value, place in zip(part, where.tolist(), strict=True):
+                joined[place] = value
+        return joined
     if isinstance(parts[0], Pictures):
-        data, sizes = _reordered([list(p.data) for p in parts], back), _reordered([p.sizes for p in parts], back)
+        data, sizes = _joined([list(p.data) for p in parts], wheres), _joined([p.sizes for p in parts], wheres)
         return replace(parts[0], data=data, sizes=sizes)
     if isinstance(parts[0], Masks):
-        return Masks(_reordered([part.rows for part in parts], back))
+        return Masks(_joined([part.rows for part in parts], wheres))
     values, lengths = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return schema.RaggedColumn(values, offsets).take(back)
+    return schema.RaggedColumn(values, offsets).take(np.argsort(np.concatenate(wheres), kind="stable"))
