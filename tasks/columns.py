@@ -73,7 +73,7 @@ class Pictures:
         """Cuts a box out of every picture and scales it to `size`; boxes (B, 4): top, left, height, width in pixels.
 
         Returns (B, channels, *size) uint8 in channels-last order of memory: bilinear with antialias, as torchvision
-        does it. A JPEG that is to become less than half as large is decoded at a half, a quarter or an eighth of its
+        does it. A JPEG that is to become less than a quarter as large is decoded at a half, a quarter or an eighth of its
         size, which its blocks of cosines give for free (ITU T.81; libjpeg).
         """
         boxes = np.asarray(boxes, np.int64)
@@ -81,7 +81,8 @@ class Pictures:
 
         def one(row: int) -> None:
             top, left, height, width = boxes[row].tolist()
-            shrunk = 1 if self.nearest else _power_of_two(min(height / size[0], width / size[1]))
+            # Twice as large as wanted at least: the box is rounded to whole pixels of what is decoded.
+            shrunk = 1 if self.nearest else _power_of_two(min(height / size[0], width / size[1]) / 2)
             pixels = self._pixels(row, shrunk)
             scale_y, scale_x = pixels.shape[0] / self.sizes[row, 0], pixels.shape[1] / self.sizes[row, 1]
             first_y, first_x = round(top * scale_y), round(left * scale_x)

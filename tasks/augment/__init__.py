@@ -29,6 +29,7 @@ from tasks.augment.color import (
 from tasks.augment.mixing import beta, cutmix, mix, mixup, paste_partner
 from tasks.augment.warp import (
     affine,
+    central_resized_crop,
     random_affine,
     random_resized_crop,
     random_rotation,
@@ -51,6 +52,7 @@ from tasks.augment.windows import (
 
 __all__ = [
     "adjust_brightness", "adjust_contrast", "adjust_hue", "adjust_saturation", "affine", "beta", "center_crop",
+    "central_resized_crop",
     "color_jitter", "crop", "cutmix", "cutout", "distort", "erase", "gaussian_blur", "grayscale", "horizontal_flip",
     "jitter", "mix", "mixup", "normalize", "paste_partner", "photometric_distort", "random_affine", "random_crop",
     "random_erasing", "random_gaussian_blur", "random_grayscale", "random_horizontal_flip", "random_resized_crop",

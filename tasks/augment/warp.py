@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tasks.augment.windows import candidates, corner, exact, first_of, size_pair
-from tasks.task import Draw
+from tasks.task import Draw, Pictures
 
 # ---- affine maps
 
@@ -189,7 +189,7 @@ def resize_weights(first: Tensor, length: Tensor, pixels: int, size: int) -> Ten
 
 
 def random_resized_crop(
-    images: Tensor,
+    images: Tensor | Pictures,
     draw: Draw,
     size: int | Sequence[int],
     scale: tuple[float, float] = (0.08, 1.0),
@@ -198,21 +198,49 @@ def random_resized_crop(
     """Returns (B, C, *size): a window of `scale` of the area and a width : height of `ratio`, resized.
 
     As torchvision's RandomResizedCrop: the first of ten candidates that fits, else the largest central window of
-    an allowed ratio.
+    an allowed ratio. `Pictures` are decoded in doing so, to uint8.
     """
-    return resized_crop(images, *crop_boxes(draw, images.shape[-2], images.shape[-1], scale, ratio), size)
+    high, wide = _sizes(images)
+    boxes = crop_boxes(draw, high, wide, scale, ratio)
+    if isinstance(images, Pictures):
+        return images.resized_crops(torch.stack(boxes, 1).cpu(), size_pair(size))
+    return resized_crop(images, *boxes, size)
+
+
+def central_resized_crop(images: Tensor | Pictures, size: int | Sequence[int], shorter: int) -> Tensor:
+    """Returns (B, C, *size) from the middle of pictures whose shorter side is scaled to `shorter`, for evaluation.
+
+    What torchvision's Resize(shorter) and CenterCrop(size) give, in one step: `Pictures` are decoded in doing so.
+    """
+    rows, columns = size_pair(size)
+    high, wide = _sizes(images)
+    scale = torch.minimum(high, wide).double() / shorter  # old pixels in a new one
+    height, width = (torch.minimum((side * scale).round().long(), of) for side, of in ((rows, high), (columns, wide)))
+    top, left = (high - height) // 2, (wide - width) // 2
+    if isinstance(images, Pictures):
+        return images.resized_crops(torch.stack([top, left, height, width], 1).cpu(), (rows, columns))
+    return resized_crop(images, top, left, height, width, (rows, columns))
+
+
+def _sizes(images: Tensor | Pictures) -> tuple[Tensor, Tensor]:
+    """Heights and widths, each (B,) int64, where the pictures are."""
+    if isinstance(images, Pictures):
+        high, wide = torch.from_numpy(images.sizes).unbind(1)
+        return high.to(images.device), wide.to(images.device)
+    whole = torch.tensor(images.shape[-2:], device=images.device).expand(len(images), 2)
+    return whole[:, 0], whole[:, 1]
 
 
 def crop_boxes(
-    draw: Draw, high: int, wide: int, scale: tuple[float, float], ratio: tuple[float, float]
+    draw: Draw, high: Tensor | int, wide: Tensor | int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draws top, left, height and width, each (B,) int64, of windows in pictures of high x wide."""
+    """Draws top, left, height and width, each (B,) int64, of windows in pictures of high x wide, (B,) int64 or one."""
+    high, wide = torch.as_tensor(high), torch.as_tensor(wide)
     width, height = candidates(draw, high * wide, scale, ratio)
     valid = (width > 0) & (width <= wide) & (height > 0) & (height <= high)
     height, width, found = first_of(height, width, valid)
-    nearest = min(max(wide / high, min(ratio)), max(ratio))
-    whole_height, whole_width = (min(high, round(wide / nearest)), min(wide, round(high * nearest)))
-    height = height.where(found, torch.full_like(height, whole_height))
-    width = width.where(found, torch.full_like(width, whole_width))
+    nearest = (wide.double() / high).clamp(min(ratio), max(ratio))
+    height = height.where(found, torch.minimum(high, (wide / nearest).round().long()))
+    width = width.where(found, torch.minimum(wide, (high * nearest).round().long()))
     top, left = corner(draw, high - height, wide - width)
     return top.where(found, (high - height) // 2), left.where(found, (wide - width) // 2), height, width

@@ -257,7 +257,7 @@ def cutout(images: Tensor, draw: Draw, size: int, value: float | Sequence[float]
 
 
 def candidates(
-    draw: Draw, area: int, scale: tuple[float, float], ratio: tuple[float, float], count: int = 10
+    draw: Draw, area: Tensor | int, scale: tuple[float, float], ratio: tuple[float, float], count: int = 10
 ) -> tuple[Tensor, Tensor]:
     """Draws (count, B) heights and widths: the area uniform in `scale` of `area`, height : width log-uniform."""
     areas = exact(torch.stack([draw.uniform(*scale) for _ in range(count)])) * area

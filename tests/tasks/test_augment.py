@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
@@ -14,7 +15,8 @@ from torchvision.transforms.v2 import functional as reference
 from tasks import augment
 from tasks.augment import color, scenes, warp, windows
 from tasks.augment.scenes import Scenes
-from tasks.task import Draw
+from tasks.formats import pictures as formats
+from tasks.task import Draw, Pictures
 
 B = 8
 
@@ -810,3 +812,40 @@ def test_scenes_may_be_one_tensor_of_pictures():
 def test_a_size_is_one_number_or_two():
     assert windows.size_pair(3) == (3, 3) and windows.size_pair([4, 5]) == (4, 5)
     assert math.isclose(scenes.box_areas(torch.tensor([[0.0, 0, 2, 3]])).item(), 6)
+
+
+# ---- pictures of any size, decoded in being cropped
+
+
+def encoded_of(sizes: list[tuple[int, int]]) -> Pictures:
+    generator = torch.Generator().manual_seed(0)
+    small = [torch.rand((1, 3, 2, 3), generator=generator) for _ in sizes]
+    smooth = [
+        functional.interpolate(one, size, mode="bicubic").clamp(0, 1)[0] for one, size in zip(small, sizes, strict=True)
+    ]
+    pixels = [(255 * one).byte().permute(1, 2, 0).contiguous().numpy() for one in smooth]
+    return Pictures([formats.jpeg(one)["bytes"] for one in pixels], np.array(sizes))
+
+
+SIZES = [(160, 240), (180, 100), (124, 124), (400, 300)]
+
+
+def test_a_resized_crop_of_encoded_pictures_is_that_of_the_decoded_ones():
+    encoded = encoded_of(SIZES)
+    high, wide = (torch.tensor(side) for side in zip(*SIZES, strict=True))
+    boxes = warp.crop_boxes(draws(4), high, wide, (0.3, 1.0), (3 / 4, 4 / 3))
+    found = augment.random_resized_crop(encoded, draws(4), 24, scale=(0.3, 1.0))
+    assert found.shape == (4, 3, 24, 24)
+    for row, (picture, box) in enumerate(zip(encoded.decoded(), torch.stack(boxes, 1).tolist(), strict=True)):
+        want = reference.resized_crop(picture, *box, [24, 24], antialias=True)
+        assert (found[row].int() - want.int()).abs().float().mean() < 2, "a smaller decoding is nearly the same"
+
+
+def test_the_middle_of_pictures_is_what_resize_and_center_crop_give():
+    encoded = encoded_of(SIZES)
+    found = augment.central_resized_crop(encoded, 24, shorter=28)
+    for row, picture in enumerate(encoded.decoded()):
+        want = reference.center_crop(reference.resize(picture, [28], antialias=True), [24, 24])
+        assert (found[row].int() - want.int()).abs().float().mean() < 4, "the window is rounded otherwise"
+        same = augment.central_resized_crop(picture[None], 24, shorter=28)[0]
+        assert (found[row].int() - same.int()).abs().float().mean() < 2
