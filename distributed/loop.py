@@ -83,7 +83,8 @@ def train(
     Raises UserError for batches that the model or the ranks cannot share, RunFailed for a loss that is not finite.
     """
     objective(run, store.facts)  # a misspelt one is refused before anything is learned
-    loader = planned.loader(store, "train", run.data, run.train.seed, run.transform, world)
+    partners = run.task.partners
+    loader = planned.loader(store, "train", run.data, run.train.seed, run.transform, world, partners=partners)
     plan = loader.plan
     _refuse_small_batches(plan, world.size, run.data.micro_batch_size)
     judge = Evaluator(run, store, "validation", world)

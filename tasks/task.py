@@ -180,6 +180,7 @@ class Task:
     entries: ClassVar[tuple[str, ...]] = ()  # names of the ModuleDict's entries that learn, where there are several
     recipe: ClassVar[Mapping[str, Any]] = {}  # dotted machinery settings with which this task trains well
     version: ClassVar[int] = 1  # raise it when a change of the reader must make stored data stale
+    partners: ClassVar[int] = 0  # other rows of its batch that each row is mixed with: 1 for mixup, 3 for mosaic
     invariance: ClassVar[str] = "exact"  # or the reason why another number of workers is equal in distribution only
 
     source: Source = Source()

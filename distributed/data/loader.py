@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distributed.data.order import WINDOW, Plan, portions, spread
+from distributed.data.order import WINDOW, Plan, Portion, portions_with_partners, spread
 from distributed.data.resident import Resident
 from distributed.data.schema import PictureColumn
 from distributed.data.store import Rows
@@ -38,17 +38,21 @@ class Loader:
     def __init__(
         self, rows: Rows | Mapping[str, Rows], plan: Plan | Mapping[str, Plan], transform: Transform = untouched, *,
         rank: int = 0, world_size: int = 1, device: torch.device = CPU, prefetch: int | None = 0, resident: bool = True,
+        partners: int = 0,
     ) -> None:  # fmt: skip
         """`rows` and `plan` are one, or one for each domain: a batch then holds each domain's columns by its name.
 
         With `prefetch`, so many global batches are made ahead by a thread; None: 2 where that is likely to pay. A
         transformation that draws from torch's own generator is never run ahead: its draws belong to a step.
+
+        With `partners`, the transformation of a training batch also gets those rows of the global batch with which its
+        rows are to be mixed, behind its own, and "partner" (rows, partners), their places; they are cut off after it.
         """
         _keep_freed_memory()
         sets = dict(rows) if isinstance(rows, Mapping) else {ONE: rows}
         self.plans = dict(plan) if isinstance(plan, Mapping) else {ONE: plan}
         self.plan = max(self.plans.values(), key=lambda one: one.rows)
-        self.rank, self.world_size, self.device = rank, world_size, device
+        self.rank, self.world_size, self.device, self.partners = rank, world_size, device, partners
         self._sets = {name: _Set(one, self.plans[name], device, resident) for name, one in sets.items()}
         self._transform = transform
         with_pictures = any(_has_pictures(one) for one in sets.values())
@@ -73,7 +77,7 @@ class Loader:
         `most` is the size of a micro-batch; none: the share of a rank is one.
         """
         parts = self._portions(self.plan, epoch, k, most)
-        sizes = [len(part) for part in parts]
+        sizes = [part.own for part in parts]
         if not self._depth:
             return sizes, self._batches(epoch, k, most)
         if not self._looked:  # at the first batch, in this thread: does it draw from torch's own generator?
@@ -106,24 +110,29 @@ class Loader:
         for at, first in enumerate(firsts):
             key = "once", first, batch_size
             gathered = {name: one.held(key) or one.batch(upcoming(name, at)) for name, one in self._sets.items()}
-            yield self._made_of(gathered, 0, False)
+            yield self._transformed(gathered, 0, training=False)
 
-    def _portions(self, plan: Plan, epoch: int, k: int, most: int | None) -> list[np.ndarray]:
-        return portions(plan.batch(epoch, k), self.rank, self.world_size, most)
+    def _portions(self, plan: Plan, epoch: int, k: int, most: int | None) -> list[Portion]:
+        return portions_with_partners(plan, epoch, k, self.partners, self.rank, self.world_size, most)
 
     def _batches(self, epoch: int, k: int, most: int | None) -> Iterator[Batch]:
         def upcoming(plan: Plan, index: int) -> Iterator[tuple[Any, np.ndarray]]:
             for later in range(k, min((k // WINDOW + 1) * WINDOW, plan.steps)):
-                for number, rows in enumerate(self._portions(plan, epoch, later, most)):
+                for number, part in enumerate(self._portions(plan, epoch, later, most)):
                     if later > k or number >= index:
-                        yield (epoch, later, number, most), rows
+                        yield (epoch, later, number, most), part.rows
 
-        for index in range(len(self._portions(self.plan, epoch, k, most))):
+        for index, part in enumerate(self._portions(self.plan, epoch, k, most)):
             key = epoch, k, index, most
             gathered = {name: one.held(key) or one.batch(upcoming(one.plan, index)) for name, one in self._sets.items()}
-            yield self._made_of(gathered, epoch, True)
+            if part.partner is None:
+                yield self._transformed(gathered, epoch, training=True)
+                continue
+            for columns, _ in gathered.values():  # a global batch has as many rows of every domain
+                columns["partner"] = torch.from_numpy(part.partner).to(self.device)
+            yield _first(self._transformed(gathered, epoch, training=True), part.own, len(part.rows))
 
-    def _made_of(self, gathered: dict[str, tuple[Batch, np.ndarray]], epoch: int, training: bool) -> Batch:
+    def _transformed(self, gathered: dict[str, tuple[Batch, np.ndarray]], epoch: int, *, training: bool) -> Batch:
         """Transforms what was gathered; a batch of domains holds each one's columns, and "row" of the first."""
         draws = {
             name: Draw(self.plan.seed if name == ONE else _seed_of(self.plan.seed, name), epoch, rows, self.device)
@@ -133,6 +142,24 @@ class Loader:
             return self._transform(gathered[ONE][0], draws[ONE], training)
         batch: Batch = {name: columns for name, (columns, _) in gathered.items()}
         return {**self._transform(batch, draws, training), "row": next(iter(batch.values()))["row"]}
+
+
+def _first(batch: Batch, own: int, rows: int) -> Batch:
+    """The first `own` of the `rows` entries of every column: without the partners."""
+    return {name: _cut_off(value, own, rows) for name, value in batch.items() if name != "partner"}
+
+
+def _cut_off(value: Any, own: int, rows: int) -> Any:
+    if isinstance(value, dict):
+        return _first(value, own, rows)
+    if isinstance(value, Ragged):
+        kept = value.lengths[:own]
+        return Ragged(value.values[: int(kept.sum())], kept)
+    if isinstance(value, Pictures):
+        return replace(value, data=value.data[:own], sizes=value.sizes[:own])
+    if isinstance(value, Masks):
+        return replace(value, rows=value.rows[:own])
+    return value[:own] if isinstance(value, Tensor | list) and len(value) == rows else value
 
 
 def _has_pictures(rows: Rows) -> bool:

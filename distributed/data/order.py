@@ -1,7 +1,7 @@
 """Which rows make up which batch: pure functions of (seed, epoch, batch), never of how many workers there are."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -175,6 +175,40 @@ def portions(batch: np.ndarray, rank: int, world_size: int, micro_batch_size: in
     mine = batch[start:end]
     parts = max(1, -(-len(mine) // (micro_batch_size or max(len(mine), 1))))
     return [mine[slice(*spread(len(mine), parts, i))] for i in range(parts)]
+
+
+class Portion(NamedTuple):
+    """What one worker needs of a global batch for one micro-batch."""
+
+    rows: np.ndarray  # int64: its own rows, and after them those partners that are not among them
+    own: int  # how many are its own
+    partner: np.ndarray | None = None  # (rows, partners) int64: places in `rows`; those beyond `own` are their own
+
+
+def portions_with_partners(
+    plan: Plan, epoch: int, k: int, partners: int, rank: int, world_size: int, micro_batch_size: int | None
+) -> list[Portion]:
+    """Returns the micro-batches of one worker, each row with `partners` others of the same global batch.
+
+    Who is whose partner is the plan's, whatever worker a row falls to: partner j stands a drawn number of places
+    behind, another one for each j and batch.
+    """
+    batch = plan.batch(epoch, k)
+    if not partners:
+        return [Portion(rows, len(rows)) for rows in portions(batch, rank, world_size, micro_batch_size)]
+    count = len(batch)
+    steps = permuted(np.arange(partners) % max(count - 1, 1), max(count - 1, 1), plan.seed, epoch, k) + 1
+    found = []
+    for mine in portions(np.arange(count), rank, world_size, micro_batch_size):
+        theirs = (mine[:, None] + steps) % count
+        others = np.setdiff1d(theirs, mine)
+        place = np.empty(count, np.int64)
+        place[mine], place[others] = np.arange(len(mine)), np.arange(len(mine), len(mine) + len(others))
+        themselves = np.arange(len(mine), len(mine) + len(others))[:, None].repeat(partners, 1)
+        found.append(
+            Portion(batch[np.concatenate([mine, others])], len(mine), np.concatenate([place[theirs], themselves]))
+        )
+    return found
 
 
 def smallest_portion(plan: Plan, world_size: int, micro_batch_size: int | None) -> int:

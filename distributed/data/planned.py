@@ -10,8 +10,9 @@ from tasks.fields import Label, Number
 
 
 def loader(
-    store: Store, split: str, data: Data, seed: int, transform: Transform, world: World, *, training: bool = True
-) -> Loader:
+    store: Store, split: str, data: Data, seed: int, transform: Transform, world: World, *, training: bool = True,
+    partners: int = 0,
+) -> Loader:  # fmt: skip
     """Returns what feeds a rank with a split: for training in the order of `data`, else in the order it is stored.
 
     Raises UserError for a sampling or an order that the columns do not allow.
@@ -26,7 +27,7 @@ def loader(
     prefetch = data.prefetch if training else 0
     return Loader(
         sets, plans, transform, rank=world.rank, world_size=world.size, device=world.device, prefetch=prefetch,
-        resident=data.resident == "auto",
+        resident=data.resident == "auto", partners=partners,
     )  # fmt: skip
 
 

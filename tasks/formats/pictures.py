@@ -102,7 +102,7 @@ def decode(data: bytes | memoryview | np.ndarray, channels: int, shrunk: int = 1
         if shrunk > 1:
             height, width = map(int, simplejpeg.decode_jpeg_header(data, strict=False)[:2])
             wanted = {"min_height": -(-height // shrunk), "min_width": -(-width // shrunk), "min_factor": shrunk}
-        return simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", fastdct=True, strict=False, **wanted)
+        return simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", strict=False, **wanted)
     with _opened(io.BytesIO(bytes(data))) as image:
         pixels = np.array(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels

@@ -282,3 +282,55 @@ def test_pictures_are_views_of_the_mapped_bytes(tmp_path):
     taken = store.rows("train").take(np.array([1, 5]))["photo"]
     assert all(not view.flags.owndata and not view.flags.writeable for view in taken.data)
     assert all(np.array_equal(one.permute(1, 2, 0).numpy(), pixels) for one in taken.decoded())
+
+
+# ---- partners
+
+
+def mixed(batch: dict, draw, training: bool) -> dict:
+    """Each picture with the mean of its partners', by a share that is drawn."""
+    images = batch["image"].double()
+    share = draw.uniform().double().view(-1, 1, 1, 1)
+    theirs = images[batch["partner"]].mean(1)
+    return {**batch, "mixed": share * images + (1 - share) * theirs, "partners": batch["row"][batch["partner"]]}
+
+
+def mixtures(partners: int, k: int, ranks: int, most: int | None, store: Store) -> dict[int, tuple]:
+    found = {}
+    for rank in range(ranks):
+        feed = Loader(store.rows("train"), Plan(ROWS, 48, 3), mixed, rank=rank, world_size=ranks, partners=partners)
+        sizes, batches = feed.micro_batches(1, k, most)
+        for size, batch in zip(sizes, batches, strict=True):
+            assert "partner" not in batch
+            assert {len(batch[name]) for name in ("row", "image", "mixed", "partners", "text", "label")} == {size}
+            assert len(batch["tokens"].lengths) == size
+            for place, number in enumerate(batch["row"].tolist()):
+                found[number] = (
+                    batch["partners"][place].tolist(),
+                    batch["mixed"][place].flatten().tolist(),
+                    batch["text"][place],
+                )
+    return found
+
+
+@pytest.mark.parametrize("partners", [1, 3])
+def test_a_row_is_mixed_with_the_same_partners_whatever_worker_it_falls_to(store, partners):
+    for k in (0, 3):
+        whole = mixtures(partners, k, 1, None, store)
+        assert mixtures(partners, k, 1, 7, store) == whole
+        assert mixtures(partners, k, 3, None, store) == whole
+        assert mixtures(partners, k, 3, 5, store) == whole
+        for number, (theirs, _, text) in whole.items():
+            assert number not in theirs
+            assert len(set(theirs)) == partners
+            assert set(theirs) <= set(whole), "partners are rows of the same global batch"
+            assert text == f"<{number}>"
+    assert [theirs for theirs, *_ in mixtures(partners, 0, 1, None, store).values()] != [
+        theirs for theirs, *_ in mixtures(partners, 1, 1, None, store).values()
+    ]
+
+
+def test_a_batch_of_one_row_is_its_own_partner(store):
+    feed = Loader(store.rows("train"), Plan(ROWS, 1, 3), mixed, partners=1)
+    batch = next(feed.epoch(0))
+    assert batch["partners"].tolist() == [batch["row"].tolist()]
