@@ -73,8 +73,8 @@ class Pictures:
         """Cuts a box out of every picture and scales it to `size`; boxes (B, 4): top, left, height, width in pixels.
 
         Returns (B, channels, *size) uint8 in channels-last order of memory: bilinear with antialias, as torchvision
-        does it. A JPEG that is to become less than a quarter as large is decoded at a half, a quarter or an eighth of its
-        size, which its blocks of cosines give for free (ITU T.81; libjpeg).
+        does it. A JPEG that is to become less than a quarter as large is decoded at a half, a quarter or an eighth of
+        its size, which its blocks of cosines give for free (ITU T.81; libjpeg).
         """
         boxes = np.asarray(boxes, np.int64)
         out = torch.empty((len(self), self.channels, *size), dtype=torch.uint8, memory_format=torch.channels_last)
@@ -88,8 +88,8 @@ class Pictures:
             first_y, first_x = round(top * scale_y), round(left * scale_x)
             last_y = max(first_y + 1, round((top + height) * scale_y))
             last_x = max(first_x + 1, round((left + width) * scale_x))
-            # A copy, because mapped memory is not writable. The batch of one begins as numpy's, whose stride torch takes
-            # for channels-last; of `tensor[None]` it takes the contrary, and resizing costs 335 us instead of 130.
+            # A copy, because mapped memory is not writable. The batch of one begins as numpy's, whose stride torch
+            # takes for channels-last; of `tensor[None]` it takes the contrary, and resizing costs 335 us, not 130.
             crop = torch.from_numpy(pixels[None, first_y:last_y, first_x:last_x].copy()).permute(0, 3, 1, 2)
             out[row : row + 1] = _resized(crop, size, self.nearest)
 

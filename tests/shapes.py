@@ -8,17 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tasks import metrics
+from tasks import augment, metrics
+from tasks.formats import pictures
 from tasks.task import (
     Batch,
     Boxes,
     Draw,
+    Example,
     Facts,
     Image,
     Label,
     Labels,
     Load,
     Metric,
+    Picture,
     Source,
     Task,
     Text,
@@ -116,6 +119,77 @@ class Detector(Task):
 
     def measure(self, metrics: dict[str, Metric], prediction: dict[str, Any], batch: Batch) -> None:
         metrics["pixels"].update(prediction["heat"].flatten(), self._targets(batch).flatten() > 0)
+
+
+class Photos(Task):
+    """Pictures of any size, as files: cropped while they are decoded, and mixed with another one of the batch."""
+
+    partners = 1
+    fields = {"photo": Picture(), "label": Label(names=("stripes", "checks"))}
+    recipe = {"data.batch_size": 20, "train.epochs": 2, "optimizer.lr": 0.02}
+
+    def examples(self, source: Source) -> Iterable[int]:
+        return range(100)
+
+    def row(self, reference: int) -> dict:
+        rng = np.random.default_rng(reference)
+        y, x = np.mgrid[: rng.integers(24, 40), : rng.integers(24, 40)]
+        waves = np.sin(y / 2 + rng.uniform(0, 6)) * (np.sin(x / 2) if reference % 2 else 1)
+        pixels = np.stack([127 + 100 * waves] * 3, 2).astype(np.uint8)
+        kind = pictures.png if reference % 5 == 0 else pictures.jpeg
+        return {"photo": kind(pixels)["bytes"], "label": reference % 2}
+
+    def transform(self, batch: Batch, draw: Draw, training: bool) -> Batch:
+        targets = functional.one_hot(batch["label"], 2).float() if "label" in batch else None
+        if not training:
+            images = augment.central_resized_crop(batch["photo"], 16, shorter=16)
+            return {**batch, "photo": augment.normalize(images, (0.5,) * 3, (0.4,) * 3), "targets": targets}
+        images = augment.random_resized_crop(batch["photo"], draw, 16, scale=(0.5, 1.0))
+        images = augment.normalize(augment.random_horizontal_flip(images, draw), (0.5,) * 3, (0.4,) * 3)
+        images, targets = augment.mixup(images, targets, draw, alpha=0.2, partner=batch["partner"][:, 0])
+        return {**batch, "photo": images, "targets": targets}
+
+    def build(self, facts: Facts, load: Load) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 2)
+        )
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        return {"cross_entropy": functional.cross_entropy(model(batch["photo"]), batch["targets"])}
+
+
+class Unpaired(Task):
+    """Two sets of points without pairs, each moved onto the other: two networks, an optimizer each."""
+
+    fields = {"point": Vector(2)}
+    entries = ("there", "back")
+    recipe = {"data.batch_size": 20, "train.epochs": 2, "optimizer.lr": 0.02, "train.objective": "cycle"}
+
+    def examples(self, source: Source) -> Iterable[Example]:
+        rng = np.random.default_rng(0)
+        yield from (Example({"point": row}, domain="left") for row in rng.normal(-1, 0.3, (120, 2)))
+        yield from (Example({"point": row}, domain="right") for row in rng.normal(1, 0.5, (70, 2)))
+
+    def build(self, facts: Facts, load: Load) -> nn.Module:
+        return nn.ModuleDict({"there": nn.Linear(2, 2), "back": nn.Linear(2, 2)})
+
+    def step(self, model: nn.ModuleDict, batch: Batch, update: Update) -> dict[str, Tensor]:
+        left, right = batch["left"]["point"], batch["right"]["point"]
+        moved, returned = model["there"](left), model["back"](right)
+        there = (moved - left - 2).square().mean()
+        update(there, "there")
+        back = (returned - right + 2).square().mean()
+        update(back, "back")
+        return {"there": there, "back": back}
+
+    def predict(self, model: nn.ModuleDict, batch: Batch) -> dict[str, Any]:
+        return {"point": model["back"](model["there"](batch["left"]["point"]))}
+
+    def metrics(self, facts: Facts) -> dict[str, Metric]:
+        return {"cycle": metrics.rmse()}
+
+    def measure(self, metrics: dict[str, Metric], prediction: dict[str, Any], batch: Batch) -> None:
+        metrics["cycle"].update(prediction["point"].flatten(), batch["left"]["point"].flatten())
 
 
 class Noisy(Detector):

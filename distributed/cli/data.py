@@ -34,7 +34,7 @@ def prepare(
     given = options.check(task, options.collect(settings, config))
 
     from distributed.analysis.stores import describe
-    from distributed.cli.progress import preparing
+    from distributed.cli.progress import Preparing
     from distributed.hosts import job
     from distributed.run import resolve
 
@@ -45,7 +45,8 @@ def prepare(
 
         mapper = ray_tasks.mapper(run, address)
     folder = options.stores_folder(stores)
-    store = job.prepare(run, folder, on_error=on_error, progress=preparing(), mapper=mapper)
+    with Preparing() as progress:
+        store = job.prepare(run, folder, on_error=on_error, progress=progress, mapper=mapper)
     told = describe(store, samples=0)
     rows = {name: split["rows"] for name, split in told["splits"].items()}
     size = sum(split["bytes"] for split in told["splits"].values())

@@ -30,10 +30,11 @@ def evaluate(
     from rich.table import Table
 
     from distributed.analysis import evaluate as analysis
-    from distributed.cli.progress import preparing
+    from distributed.cli.progress import Preparing
     from distributed.hosts import job
 
-    store = job.prepare(found.run, options.stores_folder(stores), progress=preparing())
+    with Preparing() as progress:
+        store = job.prepare(found.run, options.stores_folder(stores), progress=progress)
     judged = analysis.evaluate(found, store, split, checkpoint)
     table = Table("metric", split, title=f"{found.directory.parent.name}/{found.directory.name}, step {judged.step}")
     table.columns[1].justify = "right"

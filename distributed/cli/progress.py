@@ -98,17 +98,57 @@ class _Bar:
         self.progress.update(self.task, completed=row["step"], figures=figure)
 
 
-def preparing() -> Any:
-    """Returns what shows the progress of a preparation; nothing for a quick one."""
-    began = time.monotonic()
-    console = OUT.console()
+class Preparing:
+    """Shows the progress of a preparation that takes over a second: a bar in a terminal, now and then a line elsewhere.
 
-    def show(stage: str, done: int, total: int) -> None:
-        if stage == "written" or time.monotonic() - began > 2:
-            console.print(f"preparing data: {stage} {done:,} rows", markup=False)
+    The bar is drawn by whoever tells of progress, never by a thread: processes are forked meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.console = OUT.console()
+        self.began = self.latest = time.monotonic()
+        self.bar: Any = None
+        self.stage = ""
+
+    def __enter__(self) -> "Preparing":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar:
+            self.bar.stop()
+        if self.console.is_terminal:
+            self.console.show_cursor(True)  # a bar of a forked process has hidden it
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage == "written":
+            self.__exit__()
+            self.bar = None
+            self.console.print(f"preparing data: written {done:,} rows, {now - self.began:.1f} s", markup=False)
+        elif self.console.is_terminal and now - self.began > 1:
+            self._draw(stage, done, total)
+        elif now - self.latest > INTERVAL:
+            self.latest = now
+            of = f" of {total:,}" if total else ""
+            self.console.print(f"preparing data: {stage} {done:,}{of} rows", markup=False)
         sys.stdout.flush()
 
-    return show
+    def _draw(self, stage: str, done: int, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self.bar is None or stage != self.stage:
+            if self.bar:
+                self.bar.stop()
+            self.stage = stage
+            self.bar = Progress(
+                TextColumn("preparing data: {task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]:,.0f} rows/s"), TimeRemainingColumn(), console=self.console,
+                transient=True, auto_refresh=False,
+            )  # fmt: skip
+            self.bar.add_task(stage, total=total or None, speed=0.0)
+            self.bar.start()
+        task = self.bar.tasks[0]
+        self.bar.update(task.id, completed=done, speed=task.speed or 0.0, refresh=True)
 
 
 def show_summary(summary: dict[str, Any]) -> None:

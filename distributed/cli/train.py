@@ -40,7 +40,7 @@ def train(
 
 def start(run: Any, directory: Path, stores: Path, address: str | None, on_error: options.SkipOrStop) -> int:
     """Trains a resolved run in its directory on the host that its settings name; prints how it ended."""
-    from distributed.cli.progress import Lines, preparing
+    from distributed.cli.progress import Lines, Preparing
     from distributed.hosts import job, local
 
     if run.resources.on_ray:
@@ -49,8 +49,9 @@ def start(run: Any, directory: Path, stores: Path, address: str | None, on_error
         host = local
     host.connect(run, address)  # an impossible request is refused before anything is prepared
     with job.owned(directory):
-        prepare = functools.partial(job.prepare, run, stores, on_error=on_error, progress=preparing())
-        store = local.elsewhere(prepare) if host is local and run.resources.workers > 1 else prepare()
+        with Preparing() as progress:
+            prepare = functools.partial(job.prepare, run, stores, on_error=on_error, progress=progress)
+            store = local.elsewhere(prepare) if host is local and run.resources.workers > 1 else prepare()
         one = job.Job(run, store, directory, on_error)
         if job.begin(one):
             OUT.say(f"{directory} is finished already; give another --name, or more --epochs")

@@ -185,13 +185,14 @@ def _short(value: Any) -> str:
 
 
 def _start(setup: "Setup", space: "Space", search: "Trials", run: "Run", address: str | None) -> int:
-    from distributed.cli.progress import preparing
+    from distributed.cli.progress import Preparing
     from distributed.hosts import job
 
     train_all = _host(run, address)
     defaults = {name: run.values[name] for name in space.dimensions if name in run.values}
     first = next(space.grid(1)) if space.summary else {**space.fixed, **defaults}
-    store = job.prepare(setup.run(first), setup.stores, progress=preparing())
+    with Preparing() as progress:
+        store = job.prepare(setup.run(first), setup.stores, progress=progress)
     sweep = _sweep(setup, space, search, run, defaults, store)
     try:
         if sweep.finished:

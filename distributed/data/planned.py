@@ -18,7 +18,7 @@ def loader(
     Raises UserError for a sampling or an order that the columns do not allow.
     """
     sets = {name: store.rows(split, data.limit, name or None) for name in store.domains(split) or [ONE]}
-    epoch = max(map(len, sets.values()))
+    epoch = store.epoch_rows(split, data.limit)
     plans = {}
     for name, rows in sets.items():
         order, sample = (data.order, _sample(rows, store, data)) if training else ("sequential", None)

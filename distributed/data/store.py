@@ -33,6 +33,7 @@ class Store:
         durable.verify(path, self.manifest, checksums=False)
         described = self.manifest["fields"]
         self.fields = {name: schema.field_of_json(text) for name, text in described.items()}
+        self._schema = schema.schema(self.fields)
         if fields is not None:
             for name, field in fields.items():
                 if described.get(name) != schema.field_to_json(field):
@@ -49,6 +50,14 @@ class Store:
     def counts(self) -> dict[str, int]:
         return {split: sum(shard["rows"] for shard in shards) for split, shards in self.manifest["splits"].items()}
 
+    def epoch_rows(self, split: str, limit: int | None = None) -> int:
+        """Returns how many rows an epoch has: those of the split, or of its largest domain, up to `limit`."""
+        sizes: dict[str, int] = {}
+        for shard in self._shards(split):
+            domain = shard.get("domain", "")
+            sizes[domain] = sizes.get(domain, 0) + shard["rows"]
+        return min(max(sizes.values()), limit or max(sizes.values()))
+
     def domains(self, split: str = "train") -> list[str]:
         """Returns the names of the unpaired sets that a split consists of; none where it is one set."""
         return sorted({shard["domain"] for shard in self._shards(split) if "domain" in shard})
@@ -59,7 +68,7 @@ class Store:
         Raises UserError where there is none of that name.
         """
         chosen = [shard for shard in self._shards(split) if domain is None or shard.get("domain") == domain]
-        batches = [self._map(shard["file"]) for shard in chosen]
+        batches = [self._map(shard) for shard in chosen]
         shards = [
             {name: schema.column(b.column(name), field, raw=schema.is_raw(b)) for name, field in self.fields.items()}
             for b in batches
@@ -73,21 +82,28 @@ class Store:
     def sources(self, split: str, domain: str | None = None) -> list[str]:
         """Returns where each row of a split came from: its number in the source, and its file where it has one."""
         chosen = [shard for shard in self._shards(split) if domain is None or shard.get("domain") == domain]
-        return [one for shard in chosen for one in self._map(shard["file"]).column(schema.SOURCE).to_pylist()]
+        return [one for shard in chosen for one in self._map(shard).column(schema.SOURCE).to_pylist()]
 
     def _shards(self, split: str) -> list[dict[str, Any]]:
         if split not in self.manifest["splits"]:
             raise UserError(f"no split '{split}'", did_you_mean(split, self.manifest["splits"]))
         return self.manifest["splits"][split]
 
-    def _map(self, name: str) -> pa.RecordBatch:
+    def _map(self, shard: Mapping[str, Any]) -> pa.RecordBatch:
+        path = self.path / shard["file"]
         try:
-            with pa.memory_map(str(self.path / name)) as source:
-                return pa.ipc.open_file(source).get_batch(0)
+            with pa.memory_map(str(path)) as source:
+                batch = pa.ipc.open_file(source).get_batch(0)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{self.path / name}: is damaged: {error}", "remove the store; it is prepared again"
-            ) from None
+            raise UserError(f"{path}: is damaged: {error}", "remove the store; it is prepared again") from None
+        # Columns are read as bare memory: other types would give wrong values in silence.
+        if batch.schema != self._schema:
+            problem = "holds other columns, or others' types, than its manifest says"
+        elif batch.num_rows != shard["rows"]:
+            problem = f"holds {batch.num_rows} rows instead of {shard['rows']}"
+        else:
+            return batch
+        raise UserError(f"{path}: {problem}", "remove the store; it is prepared again")
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,8 @@ class Job:
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
-        rows = Store(self.store, dict(self.run.task.fields)).counts()["train"]
-        return -(-min(rows, self.run.data.limit or rows) // self.run.data.batch_size)
+        rows = Store(self.store, dict(self.run.task.fields)).epoch_rows("train", self.run.data.limit)
+        return -(-rows // self.run.data.batch_size)
 
     @property
     def total_steps(self) -> int:

@@ -5,21 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import BadRow, UserError
-from tasks.fields import Field, Image, Text, Tokens, Vector
+from tasks.fields import Field, Image, Picture, Text, Tokens, Vector
 from tasks.formats import pictures, table
 
 
 def read(path: Path, fields: Mapping[str, Field]) -> Iterator[dict[str, Any]]:
     """Yields rows with the one input of `fields` and no target. Raises UserError where the file does not fit.
 
-    An Image is a picture file, or a folder of them in the order of their names; Text and Tokens are the lines of a text
-    file, blank ones left out; a Vector is a line of a CSV file, below an optional line of names.
+    An Image or a Picture is a picture file, or a folder of them in the order of their names; Text and Tokens are the
+    lines of a text file, blank ones left out; a Vector is a line of a CSV file, below an optional line of names.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder", "name what is to be predicted")
     if len(fields) == 1:
         [(name, field)] = fields.items()
-        if isinstance(field, Image):
+        if isinstance(field, Image | Picture):
             return _pictures(path, name, field)
         if isinstance(field, Text | Tokens):
             return ({name: line} for line in lines(path))
@@ -40,13 +40,16 @@ def lines(path: Path, encoding: str = "utf-8") -> list[str]:
     return found
 
 
-def _pictures(path: Path, name: str, field: Image) -> Iterator[dict[str, Any]]:
+def _pictures(path: Path, name: str, field: Image | Picture) -> Iterator[dict[str, Any]]:
     files = sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith(".")) if path.is_dir() else [path]
     if not files:
         raise UserError(f"{path}: holds no pictures", f"put {', '.join(sorted(pictures.SUFFIXES))} files there")
     for file in files:
         try:
-            yield {name: pictures.read(file, *field.shape)}
+            if isinstance(field, Picture):
+                yield {name: pictures.normalised(file, field.channels)}
+            else:
+                yield {name: pictures.read(file, *field.shape)}
         except BadRow as error:
             raise UserError(f"{file}: {error}", "give a picture file, or a folder that holds nothing else") from error
 

@@ -26,6 +26,9 @@ ZOO = {
     "two optimizers": (f"{SHAPES}:Adversarial", []),
     "boxes": (f"{SHAPES}:Detector", []),
     "units": (f"{SHAPES}:Words", []),
+    "photos": (f"{SHAPES}:Photos", ["data.prefetch=2"]),
+    "decoded photos": (f"{SHAPES}:Photos", ["data.pictures=decoded", "data.short_side=20", "data.sample=balanced"]),
+    "two domains": (f"{SHAPES}:Unpaired", []),
     "noise": (f"{SHAPES}:Noisy", []),
 }
 EXACT = [name for name in ZOO if name not in ("digits cnn", "noise")]
