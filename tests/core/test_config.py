@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from hypothesis import given as anything
 from hypothesis import strategies as st
 
-from distributed import config, optimizers, schedules
+from distributed import config, optimizers
 from distributed.config import Given
 from distributed.run import check_names, resolve
 from tasks.errors import UserError
@@ -255,29 +254,7 @@ def test_an_optimizer_class_without_types_is_set_by_its_defaults(tmp_path, monke
     assert given["hook"] is print
 
 
-@pytest.mark.parametrize(
-    ("restart", "stretch", "begins"),
-    [
-        (0.1, 1, [i / 10 for i in range(10)]),
-        (1, 2, [0, 1, 3, 7, 15]),
-        (0.5, 3, [0, 0.5, 2, 6.5]),
-        (1, 1 + 1e-12, [0, 1, 2, 3]),
-    ],
-)
-def test_a_period_of_the_cosine_begins_at_the_top_and_ends_at_the_bottom(restart, stretch, begins):
-    cosine = schedules.Cosine(restart=restart, stretch=stretch)
-    for begin in begins:
-        assert cosine.factor(begin, 100, schedules.Plateaus()) == pytest.approx(1, abs=1e-6)
-        if begin:
-            assert cosine.factor(begin - 1e-5, 100, schedules.Plateaus()) == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize("stretch", [1.0, 1 + 1e-9, 1.5])
-def test_the_shortest_period_is_found_at_once_however_far_the_training_is(stretch):
-    cosine = schedules.Cosine(restart=1e-6, stretch=stretch)
-    began = time.perf_counter()
-    assert all(0 <= cosine.factor(1000 + step / 100, 2000, schedules.Plateaus()) <= 1 for step in range(100))
-    assert time.perf_counter() - began < 1
+def test_a_period_of_the_cosine_has_a_shortest_length():
     assert (
         "schedule.restart=1e-07 (command line): expected a number, at least 1e-06 or none"
         in refused("digits", "schedule.name=cosine", "schedule.restart=1e-07").message

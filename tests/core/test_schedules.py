@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from distributed.schedules import SCHEDULES, Plateaus, factor
+from distributed.schedules import SCHEDULES, Cosine, Plateaus, factor
 
 
 def factors(
@@ -77,3 +77,26 @@ def test_a_nan_is_never_the_best():
 def test_one_step_of_training_is_defined_for_every_schedule():
     for name in SCHEDULES:
         assert math.isfinite(factors(name, 1)[0])
+
+
+@pytest.mark.parametrize(
+    ("restart", "stretch", "begins"),
+    [
+        (0.1, 1, [i / 10 for i in range(10)]),
+        (1, 2, [0, 1, 3, 7, 15]),
+        (0.5, 3, [0, 0.5, 2, 6.5]),
+        (1, 1 + 1e-12, [0, 1, 2, 3]),
+    ],
+)
+def test_a_period_of_the_cosine_begins_at_the_top_and_ends_at_the_bottom(restart, stretch, begins):
+    cosine = Cosine(restart=restart, stretch=stretch)
+    for begin in begins:
+        assert cosine.factor(begin, 100, Plateaus()) == pytest.approx(1, abs=1e-6)
+        if begin:
+            assert cosine.factor(begin - 1e-5, 100, Plateaus()) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("stretch", [1.0, 1 + 1e-9, 1.5])
+def test_the_shortest_period_is_found_at_once_however_far_the_training_is(stretch):
+    cosine = Cosine(restart=1e-6, stretch=stretch)
+    assert all(0 <= cosine.factor(1000 + step / 100, 2000, Plateaus()) <= 1 for step in range(100))

@@ -64,18 +64,15 @@ def own(tmp_path) -> str:
     return f"{path}:Own"
 
 
+def command_of(tmp_path: Path, stores: Path, *words: str) -> list[str]:
+    folders = ["--runs", str(tmp_path / "runs"), "--stores", str(stores)]
+    return [sys.executable, str(HOME / "whipray.py"), *words, *folders]
+
+
 def whipray(
     tmp_path: Path, stores: Path, *words: str, stdin: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        str(HOME / "whipray.py"),
-        *words,
-        "--runs",
-        str(tmp_path / "runs"),
-        "--stores",
-        str(stores),
-    ]
+    command = command_of(tmp_path, stores, *words)
     return subprocess.run(
         command,
         capture_output=True,
@@ -205,15 +202,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_when_started_again(tmp_path,
 
 
 def _started(tmp_path: Path, stores: Path, *words: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        str(HOME / "whipray.py"),
-        *words,
-        "--runs",
-        str(tmp_path / "runs"),
-        "--stores",
-        str(stores),
-    ]
+    command = command_of(tmp_path, stores, *words)
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, start_new_session=True
     )

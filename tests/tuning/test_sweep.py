@@ -253,7 +253,9 @@ def test_tuples_in_a_plan_are_the_lists_of_its_journal(tmp_path: Path) -> None:
     space = Space({"optimizer.betas": Choice(((0.9, 0.99), (0.9, 0.999)))})
     its_plan = Plan(space, Trials(), "loss", False, {"optimizer.betas": (0.9, 0.999)})
     Sweep(its_plan, tmp_path / "journal.jsonl").close()
+    before = (tmp_path / "journal.jsonl").read_text()
     Sweep.resume(tmp_path / "journal.jsonl", its_plan).close()
+    assert (tmp_path / "journal.jsonl").read_text() == before, "the plan is taken for the one that was written"
 
 
 # ---- the journal
