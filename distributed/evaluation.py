@@ -27,7 +27,7 @@ class Evaluator:
         loss = units = 0.0
         model.eval()
         share = -(-self.run.data.batch_size // self.world.size)  # no more than a rank holds in training
-        for batch in self.loader.once(self.run.data.micro_batch_size or share):
+        for batch in self.loader.in_order(self.run.data.micro_batch_size or share):
             with self.run.precision.autocast(self.world.device):
                 task.measure(metrics, task.predict(model, batch), batch)
                 part = float(task.units(batch)) if _has_loss(task) else 0.0

@@ -15,6 +15,7 @@ import numpy as np
 from tasks.errors import BadRow, UserError, did_you_mean
 
 Facts = dict[str, Any]
+LARGEST = np.finfo(np.float32).max  # what real numbers are stored as
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def _array(value: Any, shape: tuple[int, ...], dtype: type) -> np.ndarray:
         raise BadRow(f"expected shape {shape}, got {array.shape}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise BadRow("holds a NaN or an infinity")
-    if np.dtype(dtype).kind == "f" and array.size and np.abs(array).max() > np.finfo(dtype).max:
+    if np.dtype(dtype).kind == "f" and array.size and np.abs(array).max() > LARGEST:
         raise BadRow(f"holds a number that {np.dtype(dtype)} cannot: {array.flat[np.abs(array).argmax()]}")
     if np.dtype(dtype).kind in "iu" and array.dtype.kind == "f" and (array != np.floor(array)).any():
         raise BadRow(f"expected whole numbers, got {array[array != np.floor(array)].flat[0]}")
@@ -152,6 +153,25 @@ class Number(Field):
         for value in values:
             moments.add(np.asarray([value], np.float64))
         return moments.facts()
+
+
+@dataclass(frozen=True)
+class Weight(Number):
+    """How often a row is drawn, relative to others, with data.sample=weighted: float32 (), from 0 on.
+
+    It is neither an input of the network nor something to be learned.
+    """
+
+    target: bool = field(default=True, kw_only=True)
+
+    def check(self, value: Any, facts: Facts) -> np.ndarray:
+        weight = super().check(value, facts)
+        if weight < 0:
+            raise BadRow(f"a weight is 0 at least, got {weight}")
+        return weight
+
+    def facts(self, values: Iterable[Any]) -> Facts:
+        return {}
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,14 @@ from tasks.fields import (
     Text,
     Tokens,
     Vector,
+    Weight,
 )  # fmt: skip
 
 __all__ = [
     "BadRow", "Batch", "Boxes", "ClassMap", "Draw", "Example", "Facts", "Field", "FilePath", "Image", "Label", "Labels",
     "Load", "Masks", "Metric", "Number", "ObjectMasks", "Picture", "Pictures", "Ragged", "Source", "Task", "Text",
-    "Tokens", "Update", "UserError", "Vector", "frozen",
+    "Tokens", "Update", "UserError", "Vector", "Weight",
+    "frozen",
 ]  # fmt: skip
 
 # column -> tensor (B, ...), Ragged, Pictures, Masks, or list of B strings; "row" holds the rows' numbers. Of several
@@ -306,7 +308,7 @@ class Task:
     # ---- what the defaults share
 
     def _target(self) -> tuple[str, Field]:
-        targets = {name: field for name, field in self.fields.items() if field.target}
+        targets = {name: f for name, f in self.fields.items() if f.target and not isinstance(f, Weight)}
         if len(targets) != 1 or not isinstance(next(iter(targets.values())), (Label, Number, Vector)):
             caller = inspect.stack()[1].function
             raise TypeError(

@@ -42,7 +42,7 @@ def evaluate(found: Saved, store_path: Path, split: str, which: str = "best") ->
     model.restore(chosen.model, str(chosen.path))
     judge = Evaluator(run, store, split, world)
     figures = {name: finite(value) for name, value in judge(model.plain).items()}
-    return Judged(figures, chosen.step, len(judge.loader), time.monotonic() - began, str(world.device))
+    return Judged(figures, chosen.step, judge.loader.rows, time.monotonic() - began, str(world.device))
 
 
 def device_of(run: Run) -> torch.device:

@@ -50,7 +50,7 @@ def columns(
     gathered = Rows([{n: schema.column(batch.column(n), f) for n, f in inputs.items()}], np.array([0, len(rows)]))
     plan = Plan(len(rows), len(rows), run.train.seed, "sequential")
     loader = Loader(gathered, plan, run.transform, device=world.device)
-    [ready] = loader.once(len(rows))
+    [ready] = loader.in_order(len(rows))
     with torch.no_grad(), run.precision.autocast(world.device):
         predicted = task.predict(net, ready)
     return {name: _plain(values, task.fields.get(name), facts.get(name, {})) for name, values in predicted.items()}

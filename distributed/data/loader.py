@@ -1,10 +1,11 @@
 """From a split's rows to the batches of one worker: gathered column by column, on its device, transformed as told.
 
-Needs neither a task nor a run: docs/data.md shows it feeding a plain PyTorch loop.
+Needs neither a task nor a run: docs/engine.md shows it feeding a plain PyTorch loop.
 """
 
 import ctypes
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,16 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distributed.data.order import WINDOW, Plan, Portion, portions_with_partners, spread
 from distributed.data.resident import Resident
 from distributed.data.schema import PictureColumn
 from distributed.data.store import Rows
 from tasks.columns import CPU, Masks, Pictures, Ragged
+from tasks.errors import UserError
 from tasks.task import Batch, Draw
 
 BLOCK_BYTES = 1 << 20  # gathered at once: small batches together, while they stay in a core's cache
 Transform = Callable[[Batch, Any, bool], Batch]  # (batch, draw, training); of several domains: a dict of each
+Key = tuple[int, int, int, int | None]  # epoch, global batch, micro-batch in it, most rows of a micro-batch
 ONE = ""  # the name of the only set, where there are no domains
 
 
@@ -42,7 +46,7 @@ class Loader:
     ) -> None:  # fmt: skip
         """`rows` and `plan` are one, or one for each domain: a batch then holds each domain's columns by its name.
 
-        With `prefetch`, so many global batches are made ahead by a thread; None: 2 where that is likely to pay. A
+        With `prefetch`, so many (micro-)batches are made ahead by a thread; None: 2 where that is likely to pay. A
         transformation that draws from torch's own generator is never run ahead: its draws belong to a step.
 
         With `partners`, the transformation of a training batch also gets those rows of the global batch with which its
@@ -50,21 +54,27 @@ class Loader:
         """
         _keep_freed_memory()
         sets = dict(rows) if isinstance(rows, Mapping) else {ONE: rows}
-        self.plans = dict(plan) if isinstance(plan, Mapping) else {ONE: plan}
-        self.plan = max(self.plans.values(), key=lambda one: one.rows)
-        self.rank, self.world_size, self.device, self.partners = rank, world_size, device, partners
-        self._sets = {name: _Set(one, self.plans[name], device, resident) for name, one in sets.items()}
+        plans = dict(plan) if isinstance(plan, Mapping) else {ONE: plan}
+        self.plan = max(plans.values(), key=lambda one: one.rows)
+        self.rank, self.world_size, self.device = rank, world_size, device
+        self._sets = {
+            name: _Set(one, plans[name], partners, rank, world_size, device, resident) for name, one in sets.items()
+        }
+        self._lead = next(one for one in self._sets.values() if one.plan is self.plan)
         self._transform = transform
-        with_pictures = any(_has_pictures(one) for one in sets.values())
-        pays = device.type != "cpu" or (with_pictures and torch.get_num_threads() > 1)
+        pays = device.type != "cpu" or (any(map(_has_pictures, sets.values())) and torch.get_num_threads() > 1)
         self._depth = (2 if pays else 0) if prefetch is None else prefetch
         self._ahead: ThreadPoolExecutor | None = None
-        self._made: dict[tuple[int, int, int | None], Future[list[Batch]]] = {}
-        self._looked = False
+        self._coming: dict[Key, Future[Batch]] = {}
 
     def __len__(self) -> int:
         """Rows of an epoch."""
         return self.plan.rows
+
+    @property
+    def rows(self) -> int:
+        """Rows of all domains together."""
+        return sum(len(one.rows) for one in self._sets.values())
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yields this rank's share of every global batch of an epoch, for training."""
@@ -76,82 +86,91 @@ class Loader:
 
         `most` is the size of a micro-batch; none: the share of a rank is one.
         """
-        parts = self._portions(self.plan, epoch, k, most)
-        sizes = [part.own for part in parts]
-        if not self._depth:
-            return sizes, self._batches(epoch, k, most)
-        if not self._looked:  # at the first batch, in this thread: does it draw from torch's own generator?
-            self._looked = True
-            before = torch.get_rng_state()
-            batches = list(self._batches(epoch, k, most))
-            if torch.equal(before, torch.get_rng_state()):
-                self._ahead = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-            else:
-                self._depth = 0
-            return sizes, iter(batches)
-        assert self._ahead is not None
-        wanted = [(*divmod(epoch * self.plan.steps + k + i, self.plan.steps), most) for i in range(self._depth + 1)]
-        self._made = {key: future for key, future in self._made.items() if key in wanted}
-        for key in wanted:
-            if key not in self._made:
-                self._made[key] = self._ahead.submit(lambda key=key: list(self._batches(*key)))
-        return sizes, iter(self._made.pop(wanted[0]).result())
+        sizes = [portion.own for portion in self._lead.portions(epoch, k, most)]
+        return sizes, (self._next((epoch, k, index, most)) for index in range(len(sizes)))
 
-    def once(self, batch_size: int) -> Iterator[Batch]:
-        """Yields this rank's contiguous share of the split, each row once, for evaluation."""
-        start, end = spread(len(self), self.world_size, self.rank)
-        firsts = range(start, end, batch_size)
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """Yields this rank's contiguous share of the split, each row once, for evaluation.
 
-        def upcoming(name: str, at: int) -> Iterator[tuple[Any, np.ndarray]]:
-            distinct = self.plans[name].distinct or self.plans[name].rows
-            for first in firsts[at:]:
-                yield ("once", first, batch_size), np.arange(first, min(first + batch_size, end)) % distinct
-
-        for at, first in enumerate(firsts):
-            key = "once", first, batch_size
-            gathered = {name: one.held(key) or one.batch(upcoming(name, at)) for name, one in self._sets.items()}
+        A domain whose rows have all been seen is missing from the batches that follow.
+        """
+        shares = {name: one.in_order(batch_size) for name, one in self._sets.items()}
+        while True:
+            gathered = {name: one for name, share in shares.items() if (one := next(share, None))}
+            if not gathered:
+                return
             yield self._transformed(gathered, 0, training=False)
 
-    def _portions(self, plan: Plan, epoch: int, k: int, most: int | None) -> list[Portion]:
-        return portions_with_partners(plan, epoch, k, self.partners, self.rank, self.world_size, most)
+    # ---- making batches, ahead of time where that is wanted
 
-    def _batches(self, epoch: int, k: int, most: int | None) -> Iterator[Batch]:
-        def upcoming(plan: Plan, index: int) -> Iterator[tuple[Any, np.ndarray]]:
-            for later in range(k, min((k // WINDOW + 1) * WINDOW, plan.steps)):
-                for number, part in enumerate(self._portions(plan, epoch, later, most)):
-                    if later > k or number >= index:
-                        yield (epoch, later, number, most), part.rows
+    def _next(self, key: Key) -> Batch:
+        if not self._depth:
+            return self._made(key)
+        if self._ahead is None:  # the first batch shows whether the transformation may be run ahead
+            with _Watch() as watch:
+                batch = self._made(key)
+            if watch.drew:
+                self._depth = 0
+            else:
+                self._ahead = ThreadPoolExecutor(1, "prefetch", _use, (self.device,))
+            return batch
+        wanted = list(itertools.islice(self._following(key), self._depth + 1))
+        self._coming = {key: future for key, future in self._coming.items() if key in wanted}
+        for later in wanted:
+            if later not in self._coming:
+                self._coming[later] = self._ahead.submit(self._watched, later)
+        return self._coming.pop(key).result()
 
-        for index, part in enumerate(self._portions(self.plan, epoch, k, most)):
-            key = epoch, k, index, most
-            gathered = {name: one.held(key) or one.batch(upcoming(one.plan, index)) for name, one in self._sets.items()}
-            if part.partner is None:
-                yield self._transformed(gathered, epoch, training=True)
-                continue
-            for columns, _ in gathered.values():  # a global batch has as many rows of every domain
-                columns["partner"] = torch.from_numpy(part.partner).to(self.device)
-            yield _first(self._transformed(gathered, epoch, training=True), part.own, len(part.rows))
+    def _following(self, key: Key) -> Iterator[Key]:
+        """Yields the keys from this one on, into the epochs that follow."""
+        epoch, k, first, most = key
+        while True:
+            for index in range(first, len(self._lead.portions(epoch, k, most))):
+                yield epoch, k, index, most
+            first, k = 0, k + 1
+            if k == self.plan.steps:
+                epoch, k = epoch + 1, 0
 
-    def _transformed(self, gathered: dict[str, tuple[Batch, np.ndarray]], epoch: int, *, training: bool) -> Batch:
+    def _watched(self, key: Key) -> Batch:
+        with _Watch() as watch:
+            batch = self._made(key)
+        if watch.drew:
+            raise UserError(
+                f"the task's transform drew from torch's own generator ({watch.drew}), at other times than before",
+                "draw from its argument `draw`, or set data.prefetch=0",
+            )
+        return batch
+
+    def _made(self, key: Key) -> Batch:
+        return self._transformed({name: one.batch(key) for name, one in self._sets.items()}, key[0], training=True)
+
+    def _transformed(self, gathered: dict[str, tuple[Batch, Portion]], epoch: int, *, training: bool) -> Batch:
         """Transforms what was gathered; a batch of domains holds each one's columns, and "row" of the first."""
         draws = {
-            name: Draw(self.plan.seed if name == ONE else _seed_of(self.plan.seed, name), epoch, rows, self.device)
-            for name, (_, rows) in gathered.items()
+            name: Draw(self._sets[name].plan.seed, epoch, portion.rows, self.device)
+            for name, (_, portion) in gathered.items()
         }
+        for columns, portion in gathered.values():
+            if portion.partner is not None:
+                columns["partner"] = torch.from_numpy(portion.partner).to(self.device)
         if ONE in gathered:
-            return self._transform(gathered[ONE][0], draws[ONE], training)
+            columns, portion = gathered[ONE]
+            return _own(self._transform(columns, draws[ONE], training), portion)
         batch: Batch = {name: columns for name, (columns, _) in gathered.items()}
-        return {**self._transform(batch, draws, training), "row": next(iter(batch.values()))["row"]}
+        made = self._transform(batch, draws, training)
+        made |= {name: _own(made[name], portion) for name, (_, portion) in gathered.items()}
+        return {**made, "row": made[next(iter(gathered))]["row"]}
 
 
-def _first(batch: Batch, own: int, rows: int) -> Batch:
-    """The first `own` of the `rows` entries of every column: without the partners."""
+def _own(batch: Batch, portion: Portion) -> Batch:
+    """A transformed batch without the rows that were there as partners only."""
+    if portion.partner is None:
+        return batch
+    rows, own = len(portion.rows), portion.own
     return {name: _cut_off(value, own, rows) for name, value in batch.items() if name != "partner"}
 
 
 def _cut_off(value: Any, own: int, rows: int) -> Any:
-    if isinstance(value, dict):
-        return _first(value, own, rows)
     if isinstance(value, Ragged):
         kept = value.lengths[:own]
         return Ragged(value.values[: int(kept.sum())], kept)
@@ -159,52 +178,89 @@ def _cut_off(value: Any, own: int, rows: int) -> Any:
         return replace(value, data=value.data[:own], sizes=value.sizes[:own])
     if isinstance(value, Masks):
         return replace(value, rows=value.rows[:own])
-    return value[:own] if isinstance(value, Tensor | list) and len(value) == rows else value
+    return value[:own] if isinstance(value, Tensor | np.ndarray | list) and len(value) == rows else value
 
 
 def _has_pictures(rows: Rows) -> bool:
     return any(isinstance(column, PictureColumn) and not column.raw for column in rows.shards[0].values())
 
 
-def _seed_of(seed: int, domain: str) -> int:
-    return seed ^ int.from_bytes(domain.encode()[:7].ljust(7, b"\0"), "little")
+def _use(device: torch.device) -> None:
+    if device.type == "cuda":  # a thread has a current device of its own
+        torch.cuda.set_device(device)
+
+
+class _Watch(TorchDispatchMode):
+    """Notices which of this thread's operations draw from torch's own generator; `drew` names one, else is empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drew = ""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in function.tags and not (kwargs or {}).get("generator"):
+            self.drew = str(function)
+        return function(*args, **(kwargs or {}))
+
+
+# ---- gathering
 
 
 class _Set:
     """The rows of one set, gathered for several batches at once and handed out batch by batch."""
 
-    def __init__(self, rows: Rows, plan: Plan, device: torch.device, resident: bool) -> None:
-        self.rows: Rows | Resident = rows
-        self.plan, self.device = plan, device
-        if resident and Resident.fits(rows, device):
-            self.rows = Resident(rows, device)
+    def __init__(
+        self, rows: Rows, plan: Plan, partners: int, rank: int, world_size: int, device: torch.device, resident: bool
+    ) -> None:
+        self.rows: Rows | Resident = Resident(rows, device) if resident and Resident.fits(rows, device) else rows
+        self.plan, self.device, self.partners, self.rank, self.world_size = plan, device, partners, rank, world_size
         self._most = max(1, BLOCK_BYTES // max(rows.row_bytes, 1))  # rows
-        self._held: dict[Any, tuple[Batch, np.ndarray]] = {}
+        self._gathered: dict[Any, tuple[Batch, Portion]] = {}
 
-    def held(self, key: Any) -> tuple[Batch, np.ndarray] | None:
-        """Returns a batch that was gathered with an earlier one."""
-        return self._held.pop(key, None)
+    def portions(self, epoch: int, k: int, most: int | None) -> list[Portion]:
+        return portions_with_partners(self.plan, epoch, k, self.partners, self.rank, self.world_size, most)
 
-    def batch(self, upcoming: Iterator[tuple[Any, np.ndarray]]) -> tuple[Batch, np.ndarray]:
-        """Gathers as many of the upcoming batches as fit a block; returns the first one's columns, and its rows."""
-        first, rows = next(upcoming)
-        keys, parts, total = [first], [rows], len(rows)
-        for later, its_rows in upcoming:
-            total += len(its_rows)
-            if total > self._most:
+    def batch(self, key: Key) -> tuple[Batch, Portion]:
+        """Returns the columns of a micro-batch, and its rows; later ones are gathered with it, up to a block."""
+        if key not in self._gathered:
+            self._gather(self._upcoming(key))
+        return self._gathered.pop(key)
+
+    def _upcoming(self, key: Key) -> Iterator[tuple[Key, Portion]]:
+        epoch, k, first, most = key
+        for later in range(k, min((k // WINDOW + 1) * WINDOW, self.plan.steps)):
+            for index, portion in enumerate(self.portions(epoch, later, most)):
+                if later > k or index >= first:
+                    yield (epoch, later, index, most), portion
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[Batch, Portion]]:
+        """Yields this rank's share of the set as it is stored."""
+        start, end = spread(len(self.rows), self.world_size, self.rank)
+        firsts = range(start, end, batch_size)
+        for at, first in enumerate(firsts):
+            if first not in self._gathered:
+                ranges = ((f, np.arange(f, min(f + batch_size, end))) for f in firsts[at:])
+                self._gather((f, Portion(rows, len(rows))) for f, rows in ranges)
+            yield self._gathered.pop(first)
+
+    def _gather(self, upcoming: Iterator[tuple[Any, Portion]]) -> None:
+        """Gathers as many of the upcoming batches as fit a block, one at least."""
+        keys, portions, total = [], [], 0
+        for key, portion in upcoming:
+            total += len(portion.rows)
+            if keys and total > self._most:
                 break
-            keys.append(later)
-            parts.append(its_rows)
-        self._held = dict(zip(keys, self._gathered(parts), strict=True))
-        return self._held.pop(first)
-
-    def _gathered(self, parts: list[np.ndarray]) -> list[tuple[Batch, np.ndarray]]:
-        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        ends = np.cumsum([len(part) for part in parts]).tolist()
+            keys.append(key)
+            portions.append(portion)
+        rows = np.concatenate([portion.rows for portion in portions])
+        ends = np.cumsum([len(portion.rows) for portion in portions]).tolist()
         bounds = list(zip([0, *ends[:-1]], ends, strict=True))
         cut = {name: _cut(value, bounds, self.device) for name, value in self.rows.take(rows).items()}
         cut["row"] = _cut(rows, bounds, self.device)
-        return [({name: values[i] for name, values in cut.items()}, part) for i, part in enumerate(parts)]
+        self._gathered = {
+            key: ({name: values[i] for name, values in cut.items()}, portion)
+            for i, (key, portion) in enumerate(zip(keys, portions, strict=True))
+        }
 
 
 def _cut(value: Any, bounds: list[tuple[int, int]], device: torch.device) -> list[Any]:
@@ -262,11 +318,11 @@ def _on(array: np.ndarray, device: torch.device) -> Tensor:
 def _keep_freed_memory() -> None:
     """Lets glibc reuse large blocks instead of handing them back: a fresh 38 MB batch costs 33 ms of page faults.
 
-    2 cores of a shared x86-64 machine, November 2026; with it 4 ms.
+    2 cores of a shared x86-64 machine, November 2026; with it 4 ms. It holds for the whole process.
     """
     if sys.platform == "linux":
         trim_threshold, mmap_threshold = -1, -3
-        with_tuning = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        if with_tuning:
-            with_tuning(mmap_threshold, 1 << 30)
-            with_tuning(trim_threshold, 1 << 30)
+        tune = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        # An older glibc refuses so large a threshold; the second one alone would make things worse.
+        if tune and tune(mmap_threshold, 1 << 30):
+            tune(trim_threshold, 1 << 30)

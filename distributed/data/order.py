@@ -106,12 +106,13 @@ class Weighted:
                 "a weight is a number from 0 on, and not all of them are 0",
             )
         self.until = np.cumsum(weights, dtype=np.float64)
+        self.last = int(np.flatnonzero(weights)[-1])  # where rounding would go beyond it
 
     def __call__(self, positions: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         rows = len(self.until)
         offset = (seed_of(seed, epoch) >> 10) * 2.0**-53
         points = (shuffled(positions, rows, seed, epoch) + offset) * (self.until[-1] / rows)
-        return np.minimum(np.searchsorted(self.until, points, side="right"), rows - 1)
+        return np.minimum(np.searchsorted(self.until, points, side="right"), self.last)
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,13 @@ class Plan:
     def batch(self, epoch: int, k: int) -> np.ndarray:
         """Returns the rows of global batch `k`, int64 (about batch_size,)."""
         window = (epoch, k // WINDOW)
-        if window not in self._latest:
-            self._latest.clear()
-            self._latest[window] = self._window(*window)
-        return self._latest[window][k % WINDOW]
+        batches = self._latest.get(window)
+        if batches is None:
+            batches = self._window(*window)
+            if len(self._latest) > 1:  # two: one who makes batches ahead is in the next window already
+                self._latest.clear()
+            self._latest[window] = batches
+        return batches[k % WINDOW]
 
     def _window(self, epoch: int, window: int) -> list[np.ndarray]:
         """The batches of one window: so many at once cost little more than one."""

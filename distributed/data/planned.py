@@ -1,12 +1,12 @@
 """A split as a run's settings want it: which rows, in which order, of which domains."""
 
 from distributed.data.loader import ONE, Loader, Transform
-from distributed.data.order import Balanced, Plan, Sample, Weighted
+from distributed.data.order import Balanced, Plan, Sample, Weighted, seed_of
 from distributed.data.settings import Data
 from distributed.data.store import Rows, Store
 from distributed.world import World
 from tasks.errors import UserError, did_you_mean
-from tasks.fields import Label, Number
+from tasks.fields import Label, Number, Weight
 
 
 def loader(
@@ -23,7 +23,9 @@ def loader(
     for name, rows in sets.items():
         order, sample = (data.order, _sample(rows, store, data)) if training else ("sequential", None)
         lengths = rows.lengths if order == "length" else None
-        plans[name] = Plan(epoch, data.batch_size, seed, order, lengths, sample, len(rows))
+        # Each domain has permutations and draws of its own: else rows would meet the same partner for ever.
+        its_seed = seed_of(seed, *name.encode()) if name else seed
+        plans[name] = Plan(epoch, data.batch_size, its_seed, order, lengths, sample, len(rows))
     prefetch = data.prefetch if training else 0
     return Loader(
         sets, plans, transform, rank=world.rank, world_size=world.size, device=world.device, prefetch=prefetch,
@@ -41,8 +43,10 @@ def _sample(rows: Rows, store: Store, data: Data) -> Sample | None:
         return Balanced(rows.dense(labels[0]))
     if data.sample == "weighted":
         numbers = [name for name, field in store.fields.items() if isinstance(field, Number)]
-        if data.weights not in numbers:
-            near = did_you_mean(data.weights, numbers) or "declare a Number that row() fills with the weight"
-            raise UserError(f"data.weights='{data.weights}' is no column of numbers", near)
-        return Weighted(rows.dense(data.weights))
+        weights = [name for name in numbers if isinstance(store.fields[name], Weight)]
+        name = data.weights or next(iter(weights), "")
+        if name not in numbers:
+            near = did_you_mean(name, numbers) or "declare a Weight that row() fills"
+            raise UserError(f"data.weights='{name}' is no column of numbers", near)
+        return Weighted(rows.dense(name))
     return None

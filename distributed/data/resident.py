@@ -18,7 +18,8 @@ class Resident:
 
     def __init__(self, rows: Rows, device: torch.device) -> None:
         self.rows, self.device = rows, device
-        everything = rows.take(np.arange(len(rows)))
+        there = {n for n, c in rows.shards[0].items() if isinstance(c, DenseColumn | RaggedColumn)}
+        everything = rows.only(there).take(np.arange(len(rows)))
         self.columns: dict[str, Tensor | Ragged] = {}
         for name, column in rows.shards[0].items():
             if isinstance(column, DenseColumn):
@@ -28,6 +29,9 @@ class Resident:
                 self.columns[name] = Ragged(values, lengths)
         ragged = {name: column for name, column in self.columns.items() if isinstance(column, Ragged)}
         self.starts = {name: column.lengths.cumsum(0) - column.lengths for name, column in ragged.items()}
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     @staticmethod
     def fits(rows: Rows, device: torch.device) -> bool:

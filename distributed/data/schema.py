@@ -24,12 +24,15 @@ from tasks.fields import (
     Text,
     Tokens,
     Vector,
+    Weight,
 )
 
 SOURCE = "@source"  # the column that says where a row came from
 RAW = "@raw"  # of the schema's metadata: pictures are bare pixels
 
-_DENSE: dict[type[Field], type] = {Image: np.uint8, Vector: np.float32, Number: np.float32, Label: np.int64}
+_DENSE: dict[type[Field], type] = {
+    Image: np.uint8, Vector: np.float32, Number: np.float32, Weight: np.float32, Label: np.int64,
+}  # fmt: skip
 _RAGGED: dict[type[Field], tuple[type, tuple[int, ...]]] = {
     Tokens: (np.int32, ()), Labels: (np.int64, ()), Boxes: (np.float32, (4,)),
 }  # fmt: skip

@@ -14,7 +14,7 @@ class Data:
     micro_batch_size: Annotated[int, Ge(1)] | None = None  # most rows a worker takes at once; the rest accumulates
     order: Literal["shuffle", "length", "sequential"] = "shuffle"  # length: rows of like length share a batch
     sample: Literal["all", "balanced", "weighted"] = "all"  # each row once an epoch, each class alike, or by weight
-    weights: str = ""  # the field that holds each row's weight, for data.sample=weighted
+    weights: str = ""  # the field of each row's weight, for data.sample=weighted; empty: the task's Weight
     prefetch: Annotated[int, Ge(0)] | None = None  # batches made ahead; none: 2 where a device or a decoder works
     resident: Literal["auto", "never"] = "auto"  # auto: a split that fits into the device's memory stays there
     pictures: Literal["encoded", "decoded"] = "encoded"  # decoded: keep a decoded copy of the store, and map it

@@ -17,6 +17,7 @@ from tasks.errors import UserError, did_you_mean
 from tasks.fields import Facts, Field
 
 FORMAT = 3
+ARRAY = 112  # bytes of a Python object that holds bytes or an array
 
 
 def shard_name(split: str, index: int, count: int) -> str:
@@ -91,6 +92,8 @@ class Store:
 
     def _map(self, shard: Mapping[str, Any]) -> pa.RecordBatch:
         path = self.path / shard["file"]
+        if shard["file"] not in self.manifest["files"]:
+            raise UserError(f"{path}: the manifest has no checksum for it", "remove the store; it is prepared again")
         try:
             with pa.memory_map(str(path)) as source:
                 batch = pa.ipc.open_file(source).get_batch(0)
@@ -119,9 +122,12 @@ class Rows:
 
     @cached_property
     def row_bytes(self) -> int:
-        """Bytes that a row takes in a batch, on average; text, pictures and masks count as nothing."""
-        columns = [c for c in self.shards[0].values() if isinstance(c, schema.DenseColumn | schema.RaggedColumn)]
-        return round(sum(column.values.nbytes for column in columns) / int(self.starts[1]))
+        """Bytes that a row takes in a batch, on average; pictures, which stay where they are, count as one array."""
+        rows, total = int(self.starts[1]), 0.0
+        for column in self.shards[0].values():
+            total += ARRAY * rows if isinstance(column, schema.PictureColumn) else column.values.nbytes
+            total += ARRAY * rows if isinstance(column, schema.TextColumn | schema.MaskColumn) else 0
+        return round(total / rows)
 
     def only(self, names: Set[str]) -> "Rows":
         """Returns the same rows with these columns alone."""

@@ -17,7 +17,7 @@ from distributed.data.store import Store
 from distributed.data.write import write
 from distributed.world import World
 from tasks.errors import UserError
-from tasks.task import Boxes, Example, Image, Label, Number, Picture, Ragged, Source, Task, Text, Tokens
+from tasks.task import Boxes, Example, Image, Label, Number, Picture, Ragged, Source, Task, Text, Tokens, Weight
 
 ROWS = 230
 FIELDS = {"image": Image(1, 2, 2), "tokens": Tokens(), "boxes": Boxes(), "text": Text(), "label": Label(classes=3)}
@@ -91,7 +91,7 @@ def test_evaluation_sees_every_row_once_on_any_number_of_ranks(store):
     for size in (1, 3):
         found = {}
         for rank in range(size):
-            found |= seen(Loader(rows, Plan(ROWS, 16, 0, "sequential"), rank=rank, world_size=size).once(7))
+            found |= seen(Loader(rows, Plan(ROWS, 16, 0, "sequential"), rank=rank, world_size=size).in_order(7))
         assert sorted(found) == list(range(ROWS))
 
 
@@ -102,6 +102,40 @@ def test_an_epoch_can_be_entered_anywhere(store):
         for prefetch in (0, 2):
             entered = Loader(rows, plan, prefetch=prefetch)
             assert [next(entered.micro_batches(4, j)[1])["row"].tolist() for j in range(k, plan.steps)] == whole[k:]
+
+
+def test_a_transformation_that_draws_later_than_at_first_is_refused(store):
+    def late(batch, draw, training):
+        return {**batch, "noise": torch.rand(2)} if len(seen_batches) == 5 or seen_batches.append(1) else batch
+
+    seen_batches: list[int] = []
+    with pytest.raises(UserError, match=r"drew from torch's own generator \(aten.rand"):
+        list(Loader(store.rows("train"), Plan(ROWS, 16, 3), late, prefetch=2).epoch(0))
+    own = torch.Generator()
+    quiet = Loader(
+        store.rows("train"), Plan(ROWS, 16, 3), lambda b, d, t: {**b, "x": torch.rand(2, generator=own)}, prefetch=2
+    )
+    assert len(list(quiet.epoch(0))) == quiet.plan.steps
+
+
+def test_micro_batches_are_made_one_by_one_and_no_more_than_asked_for_ahead(store):
+    made = []
+
+    def count(batch, draw, training):
+        made.append(len(batch["row"]))
+        return batch
+
+    _, batches = Loader(store.rows("train"), Plan(ROWS, 60, 3), count, prefetch=0).micro_batches(0, 0, 10)
+    assert made == []
+    next(batches)
+    assert len(made) == 1
+    made.clear()
+    ahead = Loader(store.rows("train"), Plan(ROWS, 60, 3), count, prefetch=2)
+    _, batches = ahead.micro_batches(0, 0, 10)
+    for _ in range(2):
+        next(batches)
+    ahead._ahead.shutdown()
+    assert len(made) <= 4, "two that were asked for, two ahead"
 
 
 def test_a_transformation_that_draws_from_torchs_own_generator_is_never_run_ahead(store):
@@ -154,7 +188,7 @@ def test_a_resident_split_gives_the_same_columns(store):
 class Domains(Task):
     """Horses and zebras: two sets of other sizes, unpaired."""
 
-    fields = {"image": Image(1, 1, 1), "label": Label(classes=3), "weight": Number(target=True)}
+    fields = {"image": Image(1, 1, 1), "label": Label(classes=3), "weight": Weight()}
 
     def examples(self, source: Source):
         for i in range(120):
@@ -184,6 +218,41 @@ def test_a_batch_of_two_domains_holds_as_many_rows_of_each(domains):
     assert sorted(rows["zebras"][:zebras]) == list(range(zebras)), "the smaller set comes again when it is used up"
 
 
+def test_the_rows_of_two_domains_of_one_size_meet_in_ever_new_pairs(tmp_path):
+    class Twins(Task):
+        fields = {"image": Image(1, 1, 1), "label": Label(classes=2)}
+
+        def examples(self, source: Source):
+            for i in range(240):
+                yield Example(
+                    {"image": [[[i]]], "label": i % 2},
+                    "train" if i < 200 else ("validation", "test")[i % 2],
+                    domain="ab"[i // 2 % 2],
+                )
+
+    twins = Store(convert.prepare(Twins(), "twins", Data(), tmp_path))
+    feed = planned.loader(twins, "train", Data(batch_size=10), 0, Twins().transform, World())
+    pairs = {
+        pair for epoch in range(5) for batch in feed.epoch(epoch)
+        for pair in zip(batch["a"]["row"].tolist(), batch["b"]["row"].tolist(), strict=True)
+    }  # fmt: skip
+    assert len(pairs) > 450, "of 500"
+
+
+def test_evaluation_sees_each_row_of_each_domain_once(domains):
+    for size in (1, 3):
+        found = {"horses": [], "zebras": []}
+        for rank in range(size):
+            world = World(rank, size)
+            feed = planned.loader(domains, "train", Data(), 0, Domains().transform, world, training=False)
+            for batch in feed.in_order(9):
+                for name in set(batch) - {"row"}:
+                    found[name] += batch[name]["row"].tolist()
+        for name, rows in found.items():
+            assert sorted(rows) == list(range(len(domains.rows("train", domain=name))))
+    assert feed.rows == sum(map(len, found.values()))
+
+
 def test_the_draws_of_two_domains_are_not_the_same(domains):
     told = []
 
@@ -200,9 +269,7 @@ def test_classes_are_balanced_and_rows_weighted_on_request(domains, store):
     assert all(
         batch["label"].bincount().tolist() == [10, 10, 10] for batch in balanced.epoch(0) if len(batch["row"]) == 30
     )
-    weighted = planned.loader(
-        domains, "train", Data(sample="weighted", weights="weight"), 0, Domains().transform, World()
-    )
+    weighted = planned.loader(domains, "train", Data(sample="weighted"), 0, Domains().transform, World())
     zebras = torch.cat([batch["zebras"]["weight"] for batch in weighted.epoch(0)])
     assert zebras.tolist() == [1.0] * len(zebras)
 
@@ -210,7 +277,6 @@ def test_classes_are_balanced_and_rows_weighted_on_request(domains, store):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (Data(sample="weighted"), "data.weights='' is no column of numbers"),
         (Data(sample="weighted", weights="wieght"), "'wieght' is no column of numbers"),
         (Data(weights="weight"), "acts with data.sample=weighted only"),
     ],
