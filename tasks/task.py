@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, dataclass_transform
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, dataclass_transform, get_type_hints
 
 import numpy as np
 import torch
@@ -194,8 +194,13 @@ class Task:
     # ---- preparing: once, before any training; only `task.source.*` may be read here
 
     def files(self) -> list[Path]:
-        """The files and folders that the rows come from; a change in one makes the stored data stale."""
-        return [Path(self.source.path)] if self.source.path else []
+        """The files and folders that the rows come from; a change in one makes the stored data stale.
+
+        By default all that `source` names in settings of type FilePath.
+        """
+        kinds = get_type_hints(type(self.source), include_extras=True)
+        paths = [name for name, kind in kinds.items() if "path" in getattr(kind, "__metadata__", ())]
+        return [Path(path) for name in paths if (path := getattr(self.source, name))]
 
     def examples(self, source: Source) -> Iterable[Example | Any]:
         """Lists the raw rows: `Example(reference, split, group)`, or bare references."""

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import hashlib
+import importlib.util
 import inspect
 import json
 import os
@@ -47,20 +48,58 @@ def _is_path(task: Task, name: str) -> bool:
 def _reading_code(cls: type) -> list[str]:
     """The code that may take part in reading, so that an edited reader makes its stores stale.
 
-    That is all of a task's modules but what only training looks at: networks, and the methods named in TRAINING.
+    That is all of a task's modules, and of those that they import and nobody has installed, but what only training
+    looks at: networks, and the methods named in TRAINING.
     """
-    found = []
-    for module in dict.fromkeys(base.__module__ for base in cls.__mro__ if base not in (Task, object)):
-        try:
-            tree = ast.parse(inspect.getsource(sys.modules[module]))
-        except (OSError, TypeError, KeyError):
-            continue
-        kept = [node for node in tree.body if not (isinstance(node, ast.ClassDef) and "forward" in _methods(node))]
-        for node in kept:
-            if isinstance(node, ast.ClassDef):
-                node.body = [part for part in node.body if getattr(part, "name", "") not in TRAINING]
-        found.append(ast.dump(ast.Module(kept, [])))
-    return found
+    waiting = [base.__module__ for base in cls.__mro__ if base not in (Task, object)]
+    found: dict[str, str] = {}
+    while waiting:
+        name = waiting.pop(0)
+        if name not in found and (tree := _tree(name)):
+            kept = [node for node in tree.body if not (isinstance(node, ast.ClassDef) and "forward" in _methods(node))]
+            for node in kept:
+                if isinstance(node, ast.ClassDef):
+                    node.body = [part for part in node.body if getattr(part, "name", "") not in TRAINING]
+            reading = ast.Module(kept, [])
+            found[name] = ast.dump(reading)
+            waiting += [one for one in _imported(reading) if _may_read(one)]
+    return sorted(found.values())  # the order of imports says nothing
+
+
+def _tree(name: str) -> ast.Module | None:
+    """The source of a module that is imported already or can be found, parsed."""
+    module = sys.modules.get(name)
+    try:
+        if module:
+            return ast.parse(inspect.getsource(module))
+        spec = importlib.util.find_spec(name)
+        return ast.parse(Path(spec.origin).read_text("utf-8")) if spec and spec.origin else None
+    except (OSError, TypeError, ValueError, ImportError, SyntaxError):
+        return None
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _may_read(name: str) -> bool:
+    """Whether an imported module may decide what is read: one of our readers, or a user's own."""
+    top = name.partition(".")[0]
+    if top in ("tasks", "distributed", "search_spaces"):
+        return name.startswith(("tasks.formats.", "tasks.bundled."))
+    if top in sys.stdlib_module_names:
+        return False
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    places = [spec.origin or "", *(spec.submodule_search_locations or [])] if spec else [""]
+    return places[0] != "" and not any("site-packages" in place or "dist-packages" in place for place in places)
 
 
 def _methods(node: ast.ClassDef) -> set[str]:

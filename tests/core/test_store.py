@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tasks.task import (
     Boxes,
     ClassMap,
     Example,
+    FilePath,
     Image,
     Label,
     Labels,
@@ -159,6 +161,39 @@ def test_an_edited_reader_makes_its_stores_stale_and_an_edited_network_does_not(
         path.write_text(text)
         prints.append(fingerprint.fingerprint(catalogue.find(f"{path}:Own")(), Data()))
     assert (prints[0] == prints[1]) == same
+
+
+def test_a_module_that_the_task_imports_counts_and_an_installed_one_does_not(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    prints = []
+    for number, change in enumerate(("", "# a comment", "x = 2", "class Net:\n    def forward(self): pass")):
+        helper = f"helper_{number}"
+        (tmp_path / f"{helper}.py").write_text(f"def helper(i): return [i]\n{change}\n")
+        path = tmp_path / f"task_{number}.py"
+        path.write_text(TASK.replace("def helper(i): return [i]", f"import numpy\nfrom {helper} import helper"))
+        prints.append(fingerprint._reading_code(catalogue.find(f"{path}:Own")))
+    same = [len(codes) == 2 and codes[1 if "range" in codes[0] else 0] for codes in prints]
+    assert same[0] == same[1] == same[3] != same[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Two(Source):
+    labels: FilePath = ""  # a second file
+
+
+def test_every_file_that_the_source_names_counts(tmp_path):
+    class Both(Counted):
+        source: Two = Two()
+
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("1")
+    other.write_text("2")
+    prints = {
+        fingerprint.fingerprint(Both(source=Two(path=str(one), labels=str(labels))), Data()) for labels in (one, other)
+    }
+    assert len(prints) == 2
+    other.write_text("3")
+    assert fingerprint.fingerprint(Both(source=Two(path=str(one), labels=str(other))), Data()) not in prints
 
 
 def test_a_changed_raw_file_makes_its_stores_stale(tmp_path):
