@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from tasks.task import Draw
 
+LARGE = 1 << 14  # numbers of a picture from which on it pays to take one at a time
 PADDING_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}  # torchvision's name -> torch's
 MAX_TABLE = 2**20  # bytes of masks that are kept for one shape: they stay in the processor's cache
 
@@ -175,9 +176,13 @@ def _flip(images: Tensor, flipped: Tensor, dim: int, inplace: bool) -> Tensor:
         out = torch.where(flipped[:, None, None, None], images.flip(dim), images)
         return images.copy_(out) if inplace else out
     rows = torch.from_numpy(flipped.numpy().nonzero()[0])
-    block = images.index_select(0, rows).flip(dim)
     out = images if inplace else images.clone(memory_format=torch.contiguous_format)
-    put_rows(out, rows, block)
+    if out[:1].numel() > LARGE or not out.is_contiguous():
+        # One by one: 64 of 3x224x224 take 0.6 ms instead of 8 in channels-last order, else 0.35 instead of 0.67.
+        for row in rows.tolist():
+            out[row].copy_(out[row].flip(dim))
+        return out
+    put_rows(out, rows, out.index_select(0, rows).flip(dim))
     return out
 
 
