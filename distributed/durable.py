@@ -4,6 +4,8 @@ Every file operation goes through `OPERATIONS`, so that a test can fail, tear or
 """
 
 import contextlib
+import glob
+import io
 import json
 import os
 import shutil
@@ -52,6 +54,17 @@ def _write_synced(path: Path, data: bytes | memoryview) -> None:
         OPERATIONS.sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class Sink(io.FileIO):
+    """A new file for libraries that write by themselves: what they write goes through `OPERATIONS` as well."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w")
+
+    def write(self, data: Any) -> int:
+        OPERATIONS.write(self.fileno(), data)
+        return memoryview(data).nbytes
 
 
 def write(path: Path, data: bytes | str) -> None:
@@ -119,7 +132,7 @@ def publish(target: Path, manifest: dict[str, Any]) -> Iterator[Folder]:
     next publication of that name removes. A folder that stands at `target` already is replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".{target.name}.*.part"):
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
         shutil.rmtree(left, ignore_errors=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     temporary.mkdir()
@@ -130,11 +143,16 @@ def publish(target: Path, manifest: dict[str, Any]) -> Iterator[Folder]:
         text = to_json({**whole, "digest": digest_of(whole)}, indent=1)
         _write_synced(temporary / "manifest.json", text.encode())
         sync_folder(temporary)
-        if target.exists():  # an incomplete folder of the same name: a rename cannot replace it
-            aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+        if target.exists():  # a rename cannot replace a folder
             OPERATIONS.rename(target, aside)
-            shutil.rmtree(aside, ignore_errors=True)
-        OPERATIONS.rename(temporary, target)
+        try:
+            OPERATIONS.rename(temporary, target)
+        except BaseException:
+            if aside.exists():
+                aside.rename(target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -164,7 +182,11 @@ def read_manifest(folder: Path, formats: tuple[int, ...]) -> dict[str, Any]:
         sizes = {name: (entry["bytes"], entry["crc32"]) for name, entry in files.items()}
     except FileNotFoundError:
         raise UserError(f"{folder}: has no manifest.json", "it is incomplete, or no folder of whipray") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}", "it is no folder of whipray, or not yours"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is broken: {error!r}", "it was changed or damaged after it was written") from None
     if version not in formats:
         raise UserError(f"{path}: is of format {version}, this whipray reads {formats[-1]}",
@@ -178,7 +200,10 @@ def read_manifest(folder: Path, formats: tuple[int, ...]) -> dict[str, Any]:
 
 
 def verify(folder: Path, manifest: dict[str, Any], *, checksums: bool = True) -> None:
-    """Compares a published folder's files with its manifest; raises UserError naming the first that differs."""
+    """Compares a published folder's files with its manifest; raises UserError naming the first that differs.
+
+    A file that the manifest does not name is refused too; hidden ones, such as a desktop's, are not looked at.
+    """
     for name, entry in manifest["files"].items():
         path = folder / name
         if not path.exists():
@@ -186,5 +211,12 @@ def verify(folder: Path, manifest: dict[str, Any], *, checksums: bool = True) ->
         size = path.stat().st_size
         if size != entry["bytes"]:
             raise UserError(f"{path}: has {size} bytes instead of {entry['bytes']}", "it was cut off or changed")
-        if checksums and checksum(path) != entry["crc32"]:
+        try:
+            same = not checksums or checksum(path) == entry["crc32"]
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}", "look after the disk, or its rights") from None
+        if not same:
             raise UserError(f"{path}: its checksum differs", "its content was damaged after it was written")
+    for path in sorted(folder.iterdir()):
+        if not (path.name in manifest["files"] or path.name == "manifest.json" or path.name.startswith(".")):
+            raise UserError(f"{path}: is not named in the manifest", "it was put there after the others were written")

@@ -3,6 +3,8 @@
 import ctypes
 import itertools
 import multiprocessing
+import multiprocessing.util
+import os
 import signal
 import sys
 import time
@@ -10,9 +12,10 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
-from tasks.errors import place_of
+from tasks.errors import UserError, place_of
 
 MOST_WORDS = 20_000  # characters of a traceback that are passed on
 PATIENCE = 1.0  # seconds of work that this process does by itself before it asks others: starting them costs as much
@@ -35,7 +38,10 @@ def portable(error: BaseException) -> BaseException:
     """The error as it can cross a pipe: itself where it pickles, else its words; with its place and traceback."""
     from multiprocessing.reduction import ForkingPickler
 
-    told = {"place": place_of(error), "remote_traceback": "".join(traceback.format_exception(error))[-MOST_WORDS:]}
+    told = {
+        "place": place_of(error), "remote_traceback": "".join(traceback.format_exception(error))[-MOST_WORDS:],
+        "__notes__": getattr(error, "__notes__", []),
+    }  # fmt: skip
     error.__cause__ = error.__context__ = None
     try:
         ForkingPickler.loads(ForkingPickler.dumps(error))
@@ -67,10 +73,18 @@ def _begin(function: Callable[..., bytes], fixed: tuple) -> None:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the work
     _work = function, fixed
+    multiprocessing.util.Finalize(None, _end, exitpriority=-1000)
     if "torch" in sys.modules:
         import torch
 
         torch.set_num_threads(1)  # one process a core
+
+
+def _end() -> None:
+    """Ends a forked process whose work is done; one that waited for a task's own threads might never end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _one(item: Any) -> bytes | BaseException:
@@ -85,16 +99,50 @@ def _one(item: Any) -> bytes | BaseException:
 def _forked(count: int, function: Callable[..., bytes], fixed: tuple, items: Iterator[Any]) -> Iterator[bytes]:
     context = multiprocessing.get_context("fork")
     waiting: deque[Future] = deque()
-    with ProcessPoolExecutor(count, context, _begin, (function, fixed)) as pool:
-        try:
-            while True:
-                # A few more than there are processes: enough to keep them busy, too few to fill the memory.
-                waiting.extend(pool.submit(_one, item) for item in itertools.islice(items, 2 * count - len(waiting)))
-                if not waiting:
-                    return
-                told = waiting.popleft().result()
-                if isinstance(told, BaseException):
-                    raise told
-                yield told
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    forked: list[Any] = []
+    try:
+        with ProcessPoolExecutor(count, context, _begin, (function, fixed)) as pool:
+            forked = _started(pool)
+            try:
+                while True:
+                    # A few more than there are processes: enough to keep them busy, too few to fill the memory.
+                    some = itertools.islice(items, 2 * count - len(waiting))
+                    waiting.extend(pool.submit(_one, item) for item in some)
+                    if not waiting:
+                        return
+                    told = waiting.popleft().result()
+                    if isinstance(told, BaseException):
+                        raise told
+                    yield told
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+    except BrokenProcessPool:
+        # The others were ended by SIGTERM then, or by themselves.
+        codes = [one.exitcode for one in forked if one.exitcode not in (None, 0, -signal.SIGTERM)]
+        raise _died(codes[0] if codes else -signal.SIGTERM) from None
+
+
+def _started(pool: ProcessPoolExecutor) -> list[Any]:
+    """Starts all processes of a pool; returns them. Raises UserError where the machine has no room for so many."""
+    before = multiprocessing.active_children()
+    try:
+        pool.submit(os.getpid)
+    except OSError as error:
+        for one in [one for one in multiprocessing.active_children() if one not in before]:
+            one.kill()  # the pool has forgotten them, and this process would wait for them at its end
+            one.join()
+        raise UserError(
+            f"no more processes can be started: {error.strerror}",
+            "take fewer, such as data.workers=1; `ulimit -u` and free memory are the bounds",
+        ) from None
+    return [one for one in multiprocessing.active_children() if one not in before]
+
+
+def _died(code: int) -> UserError:
+    if code >= 0:
+        return UserError(f"a process that prepares rows ended itself with exit code {code}",
+                         "data.workers=1 shows at which row: look for os._exit there")  # fmt: skip
+    return UserError(
+        f"a process that prepares rows was killed by {signal.Signals(-code).name}",
+        "where memory ran out (`dmesg` tells), take fewer processes: data.workers=1; a reader may also have crashed",
+    )

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -63,13 +64,15 @@ def prepare(
     """
     split.check(data)
     path = locate(task, task_name, data, stores)
-    if path.exists():
+    scratch = path.with_name(f".{path.name}.work")
+    if path.exists() and not scratch.exists():
         return _checked(path, task, data, on_error)
     with exclusively(path):
         if path.exists():
+            shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed when it had just published
             return _checked(path, task, data, on_error)
-        scratch = path.with_name(f".{path.name}.work")
-        scratch.mkdir(exist_ok=True)
+        with on_disk(path):
+            scratch.mkdir(exist_ok=True)
         try:
             work = _Work(task, data, on_error, scratch, mapper or in_processes(data.workers or cpu_count()), progress)
             _convert(work, path)
@@ -88,22 +91,49 @@ def exclusively(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{path.parent}: cannot be made: {error.strerror}", "give another folder by --stores") from None
     lock = FileLock(path.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("another process prepares these data; waiting for it")
-        lock.acquire()
+    with on_disk(path):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("another process prepares these data; waiting for it")
+            lock.acquire()
     try:
         yield
     finally:
         lock.release()
 
 
+@contextlib.contextmanager
+def on_disk(path: Path) -> Iterator[None]:
+    """Tells people what the disk refuses, where a store is written that is to lie at `path`."""
+    try:
+        yield
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)  # pyarrow's own words are longer, and say no more
+        raise UserError(
+            f"{path}: cannot be written: {why}", "make room there or look after the disk, or give another folder"
+        ) from None
+
+
+@contextlib.contextmanager
+def publishing(path: Path, manifest: dict[str, Any]) -> Iterator[durable.Folder]:
+    """Publishes a folder as `durable.publish` does; what the disk refuses is told to people."""
+    with contextlib.ExitStack() as stack:
+        with on_disk(path):
+            folder = stack.enter_context(durable.publish(path, manifest))
+        yield folder
+        with on_disk(path):
+            stack.close()
+
+
 def _checked(path: Path, task: Task, data: Data, on_error: OnError) -> Path:
     """Returns the path of a store that is whole, and that leaves out no more than is allowed now."""
     try:
-        manifest = Store(path, dict(task.fields)).manifest
+        store = Store(path, dict(task.fields))
+        manifest = store.manifest
         durable.verify(path, manifest)
+        for name in manifest["splits"]:
+            store.rows(name)
     except UserError as error:
         raise UserError(error.message, f"remove {path} and it is prepared again from the raw data") from None
     skipped = [Skipped(**one) for one in manifest["skipped"]["first"]]
@@ -140,7 +170,7 @@ def _convert(work: _Work, path: Path) -> None:
         durable.to_json(facts)
     duplicates = listed.duplicates(splits)
     shards: dict[str, list[dict[str, Any]]] = {}
-    with durable.publish(path, manifest := {"format": FORMAT, "facts": facts, "splits": shards}) as folder:
+    with publishing(path, manifest := {"format": FORMAT, "facts": facts, "splits": shards}) as folder:
         writer = Shards(folder, schema.schema(work.task.fields))
         done, pairs = 0, _with_splits(parts, splits)
         for encoded in work.mapper(encode_chunk, (work.task, facts, work.on_error), pairs):
@@ -247,7 +277,8 @@ def _read(work: _Work) -> tuple[list[Path], _Listed]:
     for done, data in enumerate(read):
         index = missing[done]
         parts[index] = work.scratch / f"{index:08d}-{zlib.crc32(data):08x}.part"
-        _set_down(parts[index], data)
+        with on_disk(work.scratch):
+            _set_down(parts[index], data)
         work.progress("read", (index + 1) * CHUNK, 0)
     given, units, identities, skipped = [], [], [], []
     for part in parts:
@@ -272,8 +303,9 @@ def _is_whole(part: Path) -> bool:
 
 def _set_down(path: Path, data: bytes) -> None:
     temporary = path.with_suffix(".writing")
-    temporary.write_bytes(data)
-    temporary.rename(path)
+    with durable.Sink(temporary) as file:
+        file.write(data)
+    durable.OPERATIONS.rename(temporary, path)
 
 
 def _open(part: Path) -> pa.RecordBatch:
@@ -362,7 +394,7 @@ class Shards:
             .combine_chunks()
         )
         self.sizes[group] = 0
-        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, self.schema) as writer:
+        with on_disk(self.folder.path), durable.Sink(part) as sink, pa.ipc.new_file(sink, self.schema) as writer:
             writer.write_batch(table.to_batches()[0])
         files.append((part, table.num_rows))
 
@@ -377,8 +409,9 @@ class Shards:
             files = self.written[name, domain]
             for index, (part, rows) in enumerate(files):
                 final = shard_name(f"{name}@{domain}" if domain else name, index, len(files))
-                part.rename(self.folder.path / final)
-                self.folder.add_written(final)
+                with on_disk(self.folder.path):
+                    durable.OPERATIONS.rename(part, self.folder.path / final)
+                    self.folder.add_written(final)
                 entries.setdefault(name, []).append(
                     {"file": final, "rows": rows, **({"domain": domain} if domain else {})}
                 )
@@ -401,12 +434,17 @@ def batches_as_file(of: pa.Schema, batches: Iterable[pa.RecordBatch], told: Mapp
 @contextlib.contextmanager
 def _blamed(task: Task, method: str, where: str = "") -> Iterator[None]:
     """Lets an error that no task should raise say in which of its methods it arose, and at which row."""
+    place = f"in {type(task).__name__}.{method}" + (f" of {where}" if where else "")
     try:
         yield
     except (BadRow, UserError):
         raise
+    except SystemExit as error:  # it would end the command in silence, as if all were well
+        raise UserError(
+            f"{place}: sys.exit({error.code!r}) was called", "raise BadRow for a row to set aside"
+        ) from error
     except Exception as error:
-        error.add_note(f"in {type(task).__name__}.{method}" + (f" of {where}" if where else ""))
+        error.add_note(place)
         raise
 
 

@@ -49,12 +49,21 @@ def derived(path: Path, wanted: Wanted, *, workers: int | None = None, progress:
     told = {"parent": path.name, "digest": durable.digest_of(parent.manifest), **wanted.__dict__}
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
     target = path.with_name(f"{path.name}-{key}")
+    if target.exists():
+        return _checked(target)
     with convert.exclusively(target):
         if target.exists():
-            durable.verify(target, Store(target).manifest)
-            return target
+            return _checked(target)
         _make(parent, wanted, told, target, mapper or in_processes(workers or cpu_count()), progress)
     return target
+
+
+def _checked(path: Path) -> Path:
+    try:
+        durable.verify(path, Store(path).manifest)
+    except UserError as error:
+        raise UserError(error.message, f"remove {path} and it is made again") from None
+    return path
 
 
 def _refuse_unfit(store: Store, wanted: Wanted) -> None:
@@ -76,7 +85,8 @@ def _make(
     manifest = {name: parent.manifest[name] for name in ("facts", "fields", "skipped", "duplicates")}
     splits: dict[str, Any] = {}
     total = sum(parent.counts().values())
-    with durable.publish(target, {"format": FORMAT, "splits": splits, "derived": dict(told), **manifest}) as folder:
+    whole = {"format": FORMAT, "splits": splits, "derived": dict(told), **manifest}
+    with convert.publishing(target, whole) as folder:
         writer = convert.Shards(folder, schema.schema(parent.fields, raw=wanted.decoded))
         for done, made in enumerate(mapper(remade, (parent.path, wanted), _chunks(parent)), start=1):
             writer.take(made)

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from distributed import durable
 from distributed.data import convert, schema
 from distributed.data.store import FORMAT, Store
 from tasks.errors import BadRow, UserError
@@ -28,7 +27,7 @@ def write(path: Path, fields: Mapping[str, Field], splits: Mapping[str, Iterable
         "fields": {name: schema.field_to_json(field) for name, field in fields.items()},
         "duplicates": {"rows": 0, "test_in_train": 0},
     }  # fmt: skip
-    with durable.publish(path, manifest) as folder:
+    with convert.exclusively(path), convert.publishing(path, manifest) as folder:
         writer = convert.Shards(folder, schema.schema(fields))
         for name, rows in splits.items():
             numbered = enumerate(rows, start=1)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # An allow-list: Pillow's other decoders are rarely used and less looked at.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+JPEGS = ("JPEG", "MPO")  # MPO: a JPEG with others behind it, as telephones write it
 MAX_PIXELS = 50_000_000  # 150 MB as RGB
 MAX_BYTES = 256 << 20  # of one picture file
 QUALITY = 95  # of a JPEG that must be written anew: turned, or of four colours
@@ -27,8 +28,8 @@ def read(path: Path, channels: int, height: int, width: int) -> np.ndarray:
     """Reads one picture as uint8 (channels, height, width), 1 channel grey or 3 RGB.
 
     It is turned as its EXIF data say, laid on white where it is transparent, and scaled without regard to its
-    proportions. An animation gives its first frame. Raises BadRow for what is no picture or has over 50 million
-    pixels, which is seen before they are unpacked.
+    proportions. An animation gives its first frame. Raises BadRow for what is no picture, has less than 2 x 2 pixels or
+    over 50 million, which is seen before they are unpacked.
     """
     from PIL import Image, ImageOps
 
@@ -42,20 +43,22 @@ def normalised(value: bytes | str | Path | np.ndarray, channels: int) -> dict[st
     """Returns a picture as stores keep it: {"bytes": JPEG or PNG, "height", "width"}.
 
     A plain JPEG or PNG of these channels keeps its bytes; what is turned by EXIF, transparent, animated, of 16 bits, a
-    palette, of four colours or in another format is written anew. Raises BadRow for what cannot be decoded in full.
+    palette, of four colours, of a rare sampling or in another format is written anew. No colour profile is looked at.
+    Raises BadRow for what cannot be decoded in full.
     """
     from PIL import ImageOps
 
     if isinstance(value, np.ndarray):
         return _encoded(_of_array(value, channels), "PNG")
     data = _content(value)
-    with _opened(io.BytesIO(data)) as image:
+    with _opened(io.BytesIO(data), load=False) as image:
         mode, upright = _mode(channels), image.getexif().get(ORIENTATION, 1) == 1
-        if image.format in ("JPEG", "PNG") and image.mode == mode and upright and "transparency" not in image.info:
-            return _checked(data, image.height, image.width)
-        if image.format == "JPEG" and upright and (image.mode, mode) == ("L", "RGB"):
-            return _checked(data, image.height, image.width)  # a grey JPEG is decoded as three equal channels
-        kind = "JPEG" if image.format == "JPEG" else "PNG"
+        is_kept = upright and _is_plain(image, mode) and "transparency" not in image.info
+        if is_kept and image.format == "PNG":
+            image.load()
+        if is_kept and (image.format == "PNG" or _is_sound_jpeg(data)):
+            return {"bytes": data, "height": image.height, "width": image.width}
+        kind = "JPEG" if image.format in JPEGS else "PNG"
         return _encoded(_plain(ImageOps.exif_transpose(image), mode), kind)
 
 
@@ -76,7 +79,7 @@ def class_map(value: bytes | str | Path | np.ndarray) -> dict[str, Any]:
         if image.format != "PNG" or image.mode not in ("P", "L", "1"):
             raise BadRow(f"is a {image.format} of mode {image.mode}; classes of pixels are a palette or grey PNG")
         if image.mode == "L":
-            return _checked(data, image.height, image.width)
+            return {"bytes": data, "height": image.height, "width": image.width}
         return _encoded(Image.fromarray(np.asarray(image).astype(np.uint8)), "PNG")
 
 
@@ -85,6 +88,8 @@ def looked_at(value: dict[str, Any], channels: int) -> dict[str, Any]:
     if set(value) != {"bytes", "height", "width"}:
         raise BadRow(f"expected the bytes of a picture, got a dict of {', '.join(map(str, value))}")
     with _opened(io.BytesIO(value["bytes"]), load=False) as image:
+        if not _is_plain(image, _mode(channels)):
+            raise BadRow(f"is a {image.format} of mode {image.mode}, which stores do not keep")
         if (image.height, image.width) != (value["height"], value["width"]):
             raise BadRow(f"has {image.height} x {image.width} pixels instead of {value['height']} x {value['width']}")
     return value
@@ -130,8 +135,7 @@ def _opened(file: Path | io.BytesIO, *, load: bool = True) -> Iterator["Pillow.I
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata; the size is checked below
             with Image.open(file, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise BadRow(f"has {image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
+                _check_size(image)
                 if load:
                     image.load()
                 yield image
@@ -145,6 +149,8 @@ def _content(value: bytes | str | Path) -> bytes:
     if isinstance(value, (bytes, bytearray, memoryview)):
         data = bytes(value)
     elif isinstance(value, (str, Path)):
+        if not Path(value).is_file():  # nor a pipe, for which one would wait for ever
+            raise BadRow(f"{value}: cannot be read: there is no such file")
         try:
             with Path(value).open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
@@ -159,17 +165,19 @@ def _content(value: bytes | str | Path) -> bytes:
     return data
 
 
-def _checked(data: bytes, height: int, width: int) -> dict[str, Any]:
-    if min(height, width) < 2:
-        raise BadRow(f"has {width} x {height} pixels")
-    return {"bytes": data, "height": height, "width": width}
+def _check_size(image: "Pillow.Image") -> None:
+    if min(image.size) < 2:
+        raise BadRow(f"has {image.width} x {image.height} pixels, at least 2 x 2 are read")
+    if image.width * image.height > MAX_PIXELS:
+        raise BadRow(f"has {image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
 
 
 def _encoded(image: "Pillow.Image", kind: str) -> dict[str, Any]:
+    _check_size(image)
     written = io.BytesIO()
     options = {"quality": QUALITY, "subsampling": 0} if kind == "JPEG" else {"compress_level": 1}
     image.save(written, kind, **options)
-    return _checked(written.getvalue(), image.height, image.width)
+    return {"bytes": written.getvalue(), "height": image.height, "width": image.width}
 
 
 def _of_array(array: np.ndarray, channels: int) -> "Pillow.Image":
@@ -179,6 +187,22 @@ def _of_array(array: np.ndarray, channels: int) -> "Pillow.Image":
     if flat.dtype != np.uint8 or flat.ndim not in (2, 3) or (flat.ndim == 3 and flat.shape[2] != 3):
         raise BadRow(f"expected uint8 (height, width) or (height, width, {channels}), got {array.dtype} {array.shape}")
     return Image.fromarray(flat).convert(_mode(channels))
+
+
+def _is_plain(image: "Pillow.Image", mode: str) -> bool:
+    """Whether `decode` gives the channels of this mode; a grey JPEG is decoded as three equal ones."""
+    return (image.format == "PNG" and image.mode == mode) or (image.format in JPEGS and image.mode in (mode, "L"))
+
+
+def _is_sound_jpeg(data: bytes) -> bool:
+    """Whether training's decoder takes it without complaint: it knows fewer samplings of colours than Pillow's."""
+    import simplejpeg
+
+    try:
+        simplejpeg.decode_jpeg(data, strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 def _mode(channels: int) -> str:

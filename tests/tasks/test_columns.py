@@ -97,9 +97,8 @@ def test_decoded_pictures_are_those_that_pillow_reads(kind):
         want = waves(number, *column.sizes[number])
         if kind == "JPEG":
             want = np.asarray(Pillow.open(io.BytesIO(data)))
-        assert one.shape == (3, *column.sizes[number]) and one.dtype == torch.uint8
-        off = np.abs(one.numpy().astype(int) - want.transpose(2, 0, 1)).max()
-        assert off <= (4 if kind == "JPEG" else 0), "the quick cosine transform may differ by a few shades"
+        assert one.dtype == torch.uint8
+        assert one.tolist() == want.transpose(2, 0, 1).tolist()
         one.zero_()  # ours to change
 
 
@@ -129,14 +128,14 @@ def test_a_jpeg_decoded_at_a_fraction_of_its_size_gives_nearly_the_same_crop(mon
     decode = files.decode
     monkeypatch.setattr(files, "decode", lambda data, channels, at: asked.append(at) or decode(data, channels, at))
     column = pictures("JPEG", [(160, 200), (171, 203)])
-    size = (128 // shrunk, 144 // shrunk)
+    size = (64 // shrunk, 72 // shrunk)  # of what is decoded, the half is kept
     box = (16, 24, 128, 144)
     made = column.resized_crops(torch.tensor([box] * 2), size)
     assert asked == [shrunk] * 2
     for one, data in zip(made, column.data, strict=True):
         whole = torch.from_numpy(decode(data, 3).transpose(2, 0, 1).copy())
         want = functional.resized_crop(whole, *box, list(size), antialias=True)
-        assert (one.int() - want.int()).abs().float().mean() < 4, "of 200 shades between dark and bright"
+        assert (one.int() - want.int()).abs().float().mean() < 5, "of 200 shades between dark and bright"
 
 
 def test_a_whole_picture_is_resized_without_regard_to_its_proportions():
