@@ -7,24 +7,29 @@ import multiprocessing.util
 import os
 import signal
 import sys
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tasks.errors import UserError, place_of
 
 MOST_WORDS = 20_000  # characters of a traceback that are passed on
-PATIENCE = 1.0  # seconds of work that this process does by itself before it asks others: starting them costs as much
+IN_PROCESSES = 8  # portions of work that one process does by itself: starting others would cost as much
 
 
 class Mapper(Protocol):
-    """Yields `function(*fixed, item)` for every item, in their order, wherever each is worked out."""
+    """Where work is done: `over` yields `function(*fixed, item)` for every item, in their order."""
 
-    def __call__(self, function: Callable[..., bytes], fixed: tuple, items: Iterable[Any]) -> Iterator[bytes]: ...
+    @property
+    def same_disk(self) -> bool:
+        """Whether it is done where this machine's files are."""
+        ...
+
+    def over(self, function: Callable[..., bytes], fixed: tuple, items: Iterable[Any]) -> Iterator[bytes]: ...
 
 
 def die_with_parent() -> None:
@@ -51,18 +56,28 @@ def portable(error: BaseException) -> BaseException:
     return error
 
 
-def in_processes(count: int) -> Mapper:
-    """Returns a mapper over `count` forked processes, which are started when the work takes over a second."""
+@dataclass(frozen=True)
+class Processes:
+    """A mapper over forked processes of this machine."""
 
-    def mapper(function: Callable[..., bytes], fixed: tuple, items: Iterable[Any]) -> Iterator[bytes]:
-        rest, began = iter(items), time.monotonic()
-        for item in rest:
-            if count > 1 and time.monotonic() - began >= PATIENCE:
-                yield from _forked(count, function, fixed, itertools.chain([item], rest))
-                return
-            yield function(*fixed, item)
+    count: int
+    few: int  # portions that this process works out by itself, where there are no more of them
+    same_disk: bool = True
 
-    return mapper
+    def over(self, function: Callable[..., bytes], fixed: tuple, items: Iterable[Any]) -> Iterator[bytes]:
+        rest = iter(items)
+        first = list(itertools.islice(rest, self.few + 1)) if self.count > 1 else []
+        everything = itertools.chain(first, rest)
+        if len(first) > self.few:
+            # Nothing was worked out here before: an open file would be shared, with its place in it.
+            yield from _forked(self.count, function, fixed, everything)
+        else:
+            yield from (function(*fixed, item) for item in everything)
+
+
+def in_processes(count: int, few: int = IN_PROCESSES) -> Mapper:
+    """Returns a mapper over `count` forked processes, which are started where there are more than a few items."""
+    return Processes(count, few)
 
 
 _work: tuple[Callable[..., bytes], tuple] | None = None  # of a forked process: inherited, so that it need not pickle
@@ -114,6 +129,12 @@ def _forked(count: int, function: Callable[..., bytes], fixed: tuple, items: Ite
                     if isinstance(told, BaseException):
                         raise told
                     yield told
+            except BrokenProcessPool:
+                raise
+            except BaseException:
+                for one in forked:  # whoever is in the middle of a row need not end it
+                    one.kill()
+                raise
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
     except BrokenProcessPool:

@@ -37,8 +37,25 @@ class Field:
         """
         return self.check(value, {})
 
+    def learner(self) -> "Learner":
+        """Returns what takes the column's training values, one by one, and gives the facts: nothing by default."""
+        return Learner()
+
     def facts(self, values: Iterable[Any]) -> Facts:
-        """What the training rows teach about this column: nothing, unless a field says otherwise."""
+        """What the training rows teach about this column."""
+        learner = self.learner()
+        for value in values:
+            learner.add(value)
+        return learner.facts()
+
+
+class Learner:
+    """Learns facts from values that come one by one; this one learns nothing."""
+
+    def add(self, value: Any) -> None:
+        pass
+
+    def facts(self) -> Facts:
         return {}
 
 
@@ -68,31 +85,81 @@ def _as_array(value: Any) -> np.ndarray:
         raise BadRow(f"is no array of numbers: {error}") from error
 
 
-class _Moments:
-    """Mean and standard deviation of a stream of arrays, in float64 (Chan et al. 1983, parallel update)."""
+class _Moments(Learner):
+    """Mean and standard deviation a component, in float64, block by block (Chan et al. 1983, parallel update)."""
+
+    BLOCK = 256  # values: it is the operations that cost, not the numbers
 
     def __init__(self) -> None:
-        self.count, self.mean, self.squares = 0, None, None
+        self.count, self.mean, self.squares = 0, np.float64(0), np.float64(0)
+        self.waiting: list[Any] = []
 
-    def add(self, block: np.ndarray) -> None:  # block (n, ...) -> moments over n
-        block = block.astype(np.float64)
+    def add(self, value: Any) -> None:
+        self.waiting.append(value)
+        if len(self.waiting) == self.BLOCK:
+            self._take_in()
+
+    def _take_in(self) -> None:
+        block = np.asarray(self.waiting, np.float64)  # (n, ...)
+        self.waiting.clear()
         count, mean = len(block), block.mean(0)
-        squares = ((block - mean) ** 2).sum(0)
-        if self.count == 0:
-            self.count, self.mean, self.squares = count, mean, squares
-            return
         total, delta = self.count + count, mean - self.mean
-        self.squares = self.squares + squares + delta**2 * (self.count * count / total)
+        self.squares = self.squares + ((block - mean) ** 2).sum(0) + delta**2 * (self.count * count / total)
         self.mean = self.mean + delta * (count / total)
         self.count = total
 
     def facts(self) -> Facts:
-        if self.mean is None or self.squares is None:
+        if self.waiting:
+            self._take_in()
+        if not self.count:
             return {}
         std = np.sqrt(self.squares / self.count)
         # A constant column has no scale of its own: 1 leaves it as it is instead of dividing by zero.
-        std = np.where(std > 1e-12, std, 1.0)
-        return {"mean": self.mean.tolist(), "std": std.tolist()}
+        return {"mean": self.mean.tolist(), "std": np.where(std > 1e-12, std, 1.0).tolist()}
+
+
+class _Shades(Learner):
+    """Mean and standard deviation a channel, of pixels scaled to 0..1: exact, of how often each shade occurs."""
+
+    def __init__(self, channels: int) -> None:
+        self.seen = np.zeros((channels, 256), np.int64)
+
+    def add(self, value: Any) -> None:
+        for channel, plane in enumerate(np.asarray(value, np.uint8).reshape(len(self.seen), -1)):
+            self.seen[channel] += np.bincount(plane, minlength=256)
+
+    def facts(self) -> Facts:
+        if not self.seen.any():
+            return {}
+        shades, share = np.arange(256) / 255, self.seen / self.seen.sum(1, keepdims=True)
+        mean = share @ shades
+        std = np.sqrt((share * (shades - mean[:, None]) ** 2).sum(1))
+        return {"mean": mean.tolist(), "std": np.where(std > 1e-12, std, 1.0).tolist()}
+
+
+class _Classes(Learner):
+    """The classes by name, and how many training rows each one has."""
+
+    def __init__(self, declared: list[str]) -> None:
+        self.declared = declared
+        self.counts: dict[Any, int] = {}
+
+    def add(self, value: Any) -> None:
+        value = value if isinstance(value, str) else int(value)
+        self.counts[value] = self.counts.get(value, 0) + 1
+
+    def facts(self) -> Facts:
+        counts = self.counts
+        if self.declared:
+            classes = list(self.declared)
+        elif any(isinstance(value, str) for value in counts):
+            classes = sorted(map(str, counts))
+        else:
+            classes = [str(number) for number in range(max(counts, default=-1) + 1)]
+        by_name = {
+            classes[v] if not isinstance(v, str) and 0 <= v < len(classes) else str(v): n for v, n in counts.items()
+        }
+        return {"classes": classes, "counts": [by_name.get(name, 0) for name in classes]}
 
 
 @dataclass(frozen=True)
@@ -110,18 +177,8 @@ class Image(Field):
     def check(self, value: Any, facts: Facts) -> np.ndarray:
         return _array(value, self.shape, np.uint8)
 
-    def facts(self, values: Iterable[Any]) -> Facts:
-        """Mean and standard deviation a channel, of pixels scaled to 0..1."""
-        seen = np.zeros((self.channels, 256), np.int64)  # how often each shade occurs: exact, and quick to count
-        for value in values:
-            for channel, plane in enumerate(np.asarray(value, np.uint8).reshape(self.channels, -1)):
-                seen[channel] += np.bincount(plane, minlength=256)
-        if not seen.any():
-            return {}
-        shades, share = np.arange(256) / 255, seen / seen.sum(1, keepdims=True)
-        mean = share @ shades
-        std = np.sqrt((share * (shades - mean[:, None]) ** 2).sum(1))
-        return {"mean": mean.tolist(), "std": np.where(std > 1e-12, std, 1.0).tolist()}
+    def learner(self) -> Learner:
+        return _Shades(self.channels)
 
 
 @dataclass(frozen=True)
@@ -133,12 +190,8 @@ class Vector(Field):
     def check(self, value: Any, facts: Facts) -> np.ndarray:
         return _array(value, (self.length,), np.float32)
 
-    def facts(self, values: Iterable[Any]) -> Facts:
-        """Mean and standard deviation a component."""
-        moments = _Moments()
-        for value in values:
-            moments.add(np.asarray(value, np.float64)[None])
-        return moments.facts()
+    def learner(self) -> Learner:
+        return _Moments()
 
 
 @dataclass(frozen=True)
@@ -148,11 +201,8 @@ class Number(Field):
     def check(self, value: Any, facts: Facts) -> np.ndarray:
         return _array(value, (), np.float32)
 
-    def facts(self, values: Iterable[Any]) -> Facts:
-        moments = _Moments()
-        for value in values:
-            moments.add(np.asarray([value], np.float64))
-        return moments.facts()
+    def learner(self) -> Learner:
+        return _Moments()
 
 
 @dataclass(frozen=True)
@@ -170,8 +220,8 @@ class Weight(Number):
             raise BadRow(f"a weight is 0 at least, got {weight}")
         return weight
 
-    def facts(self, values: Iterable[Any]) -> Facts:
-        return {}
+    def learner(self) -> Learner:
+        return Learner()
 
 
 @dataclass(frozen=True)
@@ -207,22 +257,8 @@ class Label(Field):
     def _declared(self) -> list[str]:
         return list(self.names) or [str(number) for number in range(self.classes)]
 
-    def facts(self, values: Iterable[Any]) -> Facts:
-        """The classes by name, and how many training rows each one has."""
-        counts: dict[Any, int] = {}
-        for value in values:
-            value = value if isinstance(value, str) else int(value)
-            counts[value] = counts.get(value, 0) + 1
-        if self._declared:
-            classes = list(self._declared)
-        elif any(isinstance(value, str) for value in counts):
-            classes = sorted(map(str, counts))
-        else:
-            classes = [str(number) for number in range(max(counts, default=-1) + 1)]
-        by_name = {
-            classes[v] if not isinstance(v, str) and 0 <= v < len(classes) else str(v): n for v, n in counts.items()
-        }
-        return {"classes": classes, "counts": [by_name.get(name, 0) for name in classes]}
+    def learner(self) -> Learner:
+        return _Classes(self._declared)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from tasks.fields import (
     Image,
     Label,
     Labels,
+    Learner,
     Number,
     ObjectMasks,
     Picture,
@@ -215,9 +216,15 @@ class Task:
 
         The rows can be gone through more than once, and need not fit the memory together.
         """
-        rows = list(rows) if iter(rows) is rows else rows
-        there = next(iter(rows), {})
-        return {name: field.facts(row[name] for row in rows) for name, field in self.fields.items() if name in there}
+        learners = {name: field.learner() for name, field in self.fields.items()}
+        wanted = {name for name, learner in learners.items() if type(learner) is not Learner}
+        seen: set[str] = set()
+        for row in rows.only(wanted) if hasattr(rows, "only") else rows:
+            for name in wanted:
+                if name in row:
+                    learners[name].add(row[name])
+            seen = seen or set(row)
+        return {name: learner.facts() for name, learner in learners.items() if name in seen or name not in wanted}
 
     def encode(self, row: dict[str, Any], facts: Facts) -> dict[str, Any]:
         """Turns a parsed row into the declared fields, knowing the facts (words -> numbers)."""

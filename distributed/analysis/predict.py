@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from distributed import model
 from distributed.analysis.evaluate import device_of
 from distributed.data import schema
+from distributed.data.derive import Wanted, of_rows
 from distributed.data.loader import Loader
 from distributed.data.order import Plan
 from distributed.data.store import Rows
@@ -46,8 +47,13 @@ def columns(
     """Returns what `task.predict` says about checked rows without targets, as plain values, one entry a row."""
     task = run.task
     inputs = {name: field for name, field in task.fields.items() if not field.target}
+    wanted = Wanted.of(run.data)
+    if wanted:
+        rows = of_rows(rows, inputs, wanted)
     batch = schema.batch_of(rows, inputs, [""] * len(rows))
-    gathered = Rows([{n: schema.column(batch.column(n), f) for n, f in inputs.items()}], np.array([0, len(rows)]))
+    raw = wanted is not None and wanted.decoded
+    seen = {name: schema.column(batch.column(name), field, raw=raw) for name, field in inputs.items()}
+    gathered = Rows([seen], np.array([0, len(rows)]))
     plan = Plan(len(rows), len(rows), run.train.seed, "sequential")
     loader = Loader(gathered, plan, run.transform, device=world.device)
     [ready] = loader.in_order(len(rows))

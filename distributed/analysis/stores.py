@@ -48,6 +48,10 @@ def verify(path: Path) -> dict[str, Any]:
             f"{path}: {len(damages)} of {len(shards)} shards are damaged: {'; '.join(map(str, damages))}",
             f"remove {path}; it is prepared again from the raw data",
         )
+    durable.verify(path, manifest, checksums=False)  # and nothing lies there that does not belong to it
+    store = Store(path)
+    for split in manifest["splits"]:
+        store.rows(split)
     return {
         "store": str(path), "shards": len(shards), "rows": sum(last - first + 1 for _, _, first, last in shards),
         "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),

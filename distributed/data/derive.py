@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from distributed import durable
-from distributed.data import convert, schema
+from distributed.data import convert, schema, shards
+from distributed.data.parts import Progress
 from distributed.data.settings import Data
 from distributed.data.store import FORMAT, Rows, Store
-from distributed.processes import Mapper, in_processes
+from distributed.processes import IN_PROCESSES, Mapper, in_processes
 from distributed.resources import cpu_count
 from tasks.columns import Masks, Pictures
 from tasks.errors import UserError
-from tasks.fields import Boxes, Field, ObjectMasks, Picture
+from tasks.fields import Boxes, ClassMap, Field, ObjectMasks, Picture
 
 CHUNK = 64  # pictures that are made together
 
@@ -37,7 +38,7 @@ class Wanted:
         return None if wanted == cls(False, None) else wanted
 
 
-def derived(path: Path, wanted: Wanted, *, workers: int | None = None, progress: convert.Progress | None = None,
+def derived(path: Path, wanted: Wanted, *, workers: int | None = None, progress: Progress | None = None,
             mapper: Mapper | None = None) -> Path:  # fmt: skip
     """Returns the store that holds the pictures of the one at `path` as they are wanted, made now if it is not there.
 
@@ -54,7 +55,8 @@ def derived(path: Path, wanted: Wanted, *, workers: int | None = None, progress:
     with convert.exclusively(target):
         if target.exists():
             return _checked(target)
-        _make(parent, wanted, told, target, mapper or in_processes(workers or cpu_count()), progress)
+        here = in_processes(workers or cpu_count(), IN_PROCESSES if workers is None else 1)
+        _make(parent, wanted, told, target, mapper or here, progress)
     return target
 
 
@@ -80,20 +82,20 @@ def _refuse_unfit(store: Store, wanted: Wanted) -> None:
 
 def _make(
     parent: Store, wanted: Wanted, told: Mapping[str, Any], target: Path, mapper: Mapper,
-    progress: convert.Progress | None,
+    progress: Progress | None,
 ) -> None:  # fmt: skip
     manifest = {name: parent.manifest[name] for name in ("facts", "fields", "skipped", "duplicates")}
     splits: dict[str, Any] = {}
     total = sum(parent.counts().values())
     whole = {"format": FORMAT, "splits": splits, "derived": dict(told), **manifest}
-    with convert.publishing(target, whole) as folder:
-        writer = convert.Shards(folder, schema.schema(parent.fields, raw=wanted.decoded))
-        for done, made in enumerate(mapper(remade, (parent.path, wanted), _chunks(parent)), start=1):
+    with shards.publishing(target, whole) as folder:
+        writer = shards.Shards(folder, schema.schema(parent.fields, raw=wanted.decoded))
+        for done, made in enumerate(mapper.over(remade, (parent.path, wanted), _chunks(parent)), start=1):
             writer.take(made)
             if progress:
                 progress("pictures", min(done * CHUNK, total), total)
         splits |= writer.finish()
-        convert.seal(folder, splits)
+        shards.seal(folder, splits)
 
 
 def _chunks(store: Store) -> Iterator[tuple[str, str, int, int]]:
@@ -111,7 +113,7 @@ def remade(path: Path, wanted: Wanted, chunk: tuple[str, str, int, int]) -> byte
     columns = {name: _plain(taken[name], field, wanted) for name, field in store.fields.items()}
     made = [{name: values[i] for name, values in columns.items()} for i in range(end - start)]
     batch = schema.batch_of(made, store.fields, sources[start:end])
-    return convert.batches_as_file(
+    return shards.batches_as_file(
         schema.schema(store.fields, raw=wanted.decoded), [batch], {"groups": [(split, domain)], "skipped": []}
     )
 
@@ -120,6 +122,18 @@ def remade(path: Path, wanted: Wanted, chunk: tuple[str, str, int, int]) -> byte
 def _opened(path: Path, split: str, domain: str) -> tuple[Store, Rows, list[str]]:
     store = Store(path)
     return store, store.rows(split, domain=domain or None), store.sources(split, domain or None)
+
+
+def of_rows(rows: Sequence[Mapping[str, Any]], fields: Mapping[str, Field], wanted: Wanted) -> list[dict[str, Any]]:
+    """Returns checked rows, such as those to predict, with their pictures as a derived store would hold them."""
+    made = [dict(row) for row in rows]
+    for name, field in fields.items():
+        if isinstance(field, Picture):
+            for row in made:
+                data, size = row[name]["bytes"], np.array([[row[name]["height"], row[name]["width"]]])
+                one = Pictures([data], size, field.channels, isinstance(field, ClassMap))
+                row[name] = _picture(one, 0, wanted)
+    return made
 
 
 def _plain(values: Any, field: Field, wanted: Wanted) -> Any:

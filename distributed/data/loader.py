@@ -197,10 +197,10 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.drew = ""
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in function.tags and not (kwargs or {}).get("generator"):
-            self.drew = str(function)
-        return function(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags and not (kwargs or {}).get("generator"):
+            self.drew = str(func)
+        return func(*args, **(kwargs or {}))
 
 
 # ---- gathering

@@ -22,7 +22,8 @@ def pack(row: Mapping[str, Any]) -> bytes:
     return b"".join([len(head).to_bytes(HEAD, "little"), head, *blobs])
 
 
-def unpack(data: bytes | memoryview) -> dict[str, Any]:
+def unpack(data: bytes | memoryview, names: Set[str] | None = None) -> dict[str, Any]:
+    """Returns a row as it was packed, or only some of its columns."""
     view = memoryview(data)
     end = HEAD + int.from_bytes(view[:HEAD], "little")
     told = json.loads(bytes(view[HEAD:end]))
@@ -33,8 +34,27 @@ def unpack(data: bytes | memoryview) -> dict[str, Any]:
         position += size
         return view[position - size : position]
 
-    # In the order in which they were written: JSON keeps it.
-    return {name: _restored(value, blob) for name, value in told.items()}
+    row = {}
+    for name, value in told.items():  # in the order in which they were written: JSON keeps it
+        if names is None or name in names:
+            row[name] = _restored(value, blob)
+        else:
+            position += _size(value)
+    return row
+
+
+def _size(value: Any) -> int:
+    """Bytes that stand beside the JSON for a value."""
+    if isinstance(value, list):
+        return sum(map(_size, value))
+    if not isinstance(value, dict):
+        return 0
+    [(kind, told)] = value.items()
+    if kind == "array":
+        return told[2]
+    if kind == "bytes":
+        return told
+    return _size(told) if kind in ("tuple", "set", "dict") else 0
 
 
 def _plain(value: Any, column: str, blobs: list[bytes]) -> Any:

@@ -282,6 +282,11 @@ def use(path: Path, *, is_copy: bool = False) -> None:
     os.utime(mark)
 
 
+def is_copy(path: Path) -> bool:
+    """Returns whether a store is a copy of one at a URI, which may be evicted."""
+    return path.with_suffix(".used").exists()
+
+
 def evict(folder: Path, most_bytes: int, keep: Set[Path] = frozenset()) -> list[Path]:
     """Removes copies below a folder, the longest unused first, until they take no more than `most_bytes`.
 

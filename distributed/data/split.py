@@ -142,6 +142,33 @@ def check(data: Data) -> None:
         raise UserError(f"data.fold={data.fold}: folds are counted 0..{data.folds - 1}", "")
 
 
+def joined(units: np.ndarray, identities: np.ndarray) -> np.ndarray:
+    """Returns the units (rows, 2) so that rows of equal content share theirs, also where their groups differ.
+
+    Groups that have a content in common become one: else a duplicate would be on both sides of a split.
+    """
+    _, content = np.unique(identities, return_inverse=True)
+    first, group = np.unique(units, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    pairs = np.unique(np.stack([content, group], axis=1), axis=0)
+    if len(pairs) == len(np.unique(content)):
+        return units
+    leader = list(range(len(first)))
+    # Who leads must not depend on the size of its unit, else one split would win: the digits behind say it.
+    chance = (first[:, 0] * 2.0**26 % 1.0).tolist()
+
+    def led(one: int) -> int:
+        while leader[one] != one:
+            leader[one] = one = leader[leader[one]]
+        return one
+
+    same = pairs[:-1, 0] == pairs[1:, 0]
+    for one, other in zip(pairs[:-1][same, 1].tolist(), pairs[1:][same, 1].tolist(), strict=True):
+        low, high = sorted((led(one), led(other)), key=chance.__getitem__)
+        leader[high] = low
+    return first[np.array([led(one) for one in range(len(first))])[group]]
+
+
 def assign(data: Data, given: Sequence[str | None], units: np.ndarray) -> np.ndarray:
     """Returns the split of every row, as its place in SPLITS, from what the source says and from `units` (rows, 2).
 

@@ -19,7 +19,8 @@ from filelock import FileLock, Timeout
 
 from distributed import catalogue, checkpoint, config, durable, saved
 from distributed.config import Given
-from distributed.data import convert, remote
+from distributed.data import parts, remote
+from distributed.data.broken import OnError
 from distributed.data.derive import Wanted, derived
 from distributed.data.store import Store
 from distributed.evaluation import Evaluator, objective
@@ -44,7 +45,7 @@ class Job:
     run: Run
     store: Path
     directory: Path
-    on_error: convert.OnError = "skip"  # what becomes of broken rows, where a worker prepares on its own node
+    on_error: OnError = "skip"  # what becomes of broken rows, where a worker prepares on its own node
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
@@ -73,7 +74,7 @@ class Job:
 
 
 def prepare(
-    run: Run, stores: Path, *, on_error: convert.OnError = "skip", progress: convert.Progress | None = None,
+    run: Run, stores: Path, *, on_error: OnError = "skip", progress: parts.Progress | None = None,
     mapper: Mapper | None = None,
 ) -> Path:  # fmt: skip
     """Returns the store of a run's task, prepared now where it is not there yet; `stores` is a folder or a URI.
@@ -84,7 +85,11 @@ def prepare(
     name = catalogue.folder_name(run.name)
     path = remote.prepare(run.task, name, run.data, stores, on_error=on_error, progress=shown, mapper=mapper)
     wanted = Wanted.of(run.data)
-    return derived(path, wanted, workers=run.data.workers, progress=shown) if wanted else path
+    if wanted is None:
+        return path
+    made = derived(path, wanted, workers=run.data.workers, progress=shown)
+    remote.use(made, is_copy=remote.is_copy(path))  # it goes when its parent may go
+    return made
 
 
 @contextlib.contextmanager

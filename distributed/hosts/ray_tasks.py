@@ -5,6 +5,7 @@ import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,27 @@ from distributed.run import Run, resolve
 from tasks.task import Task
 
 
-def mapper(run: Run, address: str | None) -> Mapper:
-    """Returns a mapper over the cores of a cluster, which is joined now.
+@dataclass(frozen=True)
+class OverCluster:
+    """A mapper over the cores of the cluster that this process has joined.
 
     The raw data must lie where all nodes see them. What the tasks return comes back through Ray's object store, so that
     stores need not lie on a shared disk.
     """
-    ray_cluster.connect(address)
-    plain = json.dumps({name: [given.value, given.origin] for name, given in run.givens().items()})
 
-    def over_cluster(function: Callable[..., bytes], fixed: tuple, items: Iterable[Any]) -> Iterator[bytes]:
+    run: Run
+    same_disk: bool = False
+
+    def over(self, function: Callable[..., bytes], fixed: tuple, items: Iterable[Any]) -> Iterator[bytes]:
         assert isinstance(fixed[0], Task), "the task is resolved anew on each node: its class may be a file's"
+        plain = json.dumps({name: [given.value, given.origin] for name, given in self.run.givens().items()})
         rest = ray.put(fixed[1:])
         rows, waiting = iter(items), deque[Any]()
         ahead = 2 * max(1, int(sum(node.get("CPU", 0) for node in ray_cluster.nodes())))
         call = ray.remote(num_cpus=1, max_retries=3)(_call)
         while True:
             for item in itertools.islice(rows, ahead - len(waiting)):
-                waiting.append(call.remote(run.name, plain, function, rest, item))
+                waiting.append(call.remote(self.run.name, plain, function, rest, item))
             if not waiting:
                 return
             told = ray.get(waiting.popleft())
@@ -42,7 +46,11 @@ def mapper(run: Run, address: str | None) -> Mapper:
                 raise told
             yield told
 
-    return over_cluster
+
+def mapper(run: Run, address: str | None) -> Mapper:
+    """Joins a cluster, and returns a mapper over its cores."""
+    ray_cluster.connect(address)
+    return OverCluster(run)
 
 
 def _call(name: str, plain: str, function: Callable[..., bytes], rest: tuple, item: Any) -> bytes | BaseException:

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from distributed import processes
-from distributed.data import convert, packed
+from distributed.data import convert, packed, parts, shards
 from distributed.data.settings import Data
 from distributed.data.store import Store
 from tasks.errors import UserError
@@ -60,7 +59,7 @@ class Words(Task):
 @pytest.fixture
 def eager(monkeypatch):
     """Other processes are asked at once, not only when the work takes long."""
-    monkeypatch.setattr(processes, "PATIENCE", 0.0)
+    monkeypatch.setattr(convert, "IN_PROCESSES", 0)
 
 
 def digests(store: Path) -> dict[str, str]:
@@ -68,7 +67,7 @@ def digests(store: Path) -> dict[str, str]:
 
 
 def test_the_shards_are_the_same_however_many_processes_make_them(tmp_path, eager, monkeypatch):
-    monkeypatch.setattr(convert, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 20_000)
     stores = {n: convert.prepare(Words(), "x", Data(workers=n), tmp_path / str(n)) for n in (1, 2, 3)}
     assert len(list(stores[1].glob("train-*"))) > 1
     assert digests(stores[1]) == digests(stores[2]) == digests(stores[3])
@@ -117,7 +116,7 @@ class Slow(Words):
 
 
 def _prepare(log: Path, folder: Path, workers: int) -> None:
-    processes.PATIENCE = 0.0
+    convert.IN_PROCESSES = 0
     os.setpgrp()
     convert.prepare(Slow(source=Source(path=str(log))), "x", Data(workers=workers), folder)
 
@@ -133,7 +132,7 @@ def test_what_kill_9_interrupts_goes_on_where_it_was(tmp_path, workers):
     process.join()
     process.close()
     assert not list(tmp_path.glob("x/*/manifest.json")), "nothing partial is visible"
-    parts = len(list(tmp_path.glob("x/.*.work/*.part")))
+    before = len(list(tmp_path.glob("x/.*.work/*.part")))
     torn = next(tmp_path.glob("x/.*.work/*.part"))
     torn.write_bytes(torn.read_bytes()[:-1])  # and one part is damaged, which is read again
     time.sleep(0.1)
@@ -142,7 +141,7 @@ def test_what_kill_9_interrupts_goes_on_where_it_was(tmp_path, workers):
     log.write_text("")
     again = convert.prepare(Slow(source=Source(path=str(log))), "x", Data(), tmp_path)
     read = len(log.read_text().splitlines())
-    assert read == Words.rows - (parts - 1) * convert.CHUNK
+    assert read == Words.rows - (before - 1) * parts.CHUNK
     assert {k: v for k, v in digests(again).items() if k != "manifest.json"} == {
         k: v for k, v in digests(store).items() if k != "manifest.json"
     }
@@ -164,6 +163,92 @@ def test_the_processes_of_a_killed_preparation_go_with_it(tmp_path):
     ):
         assert time.monotonic() < deadline, "an orphan goes on reading"
         time.sleep(0.02)
+
+
+def test_an_open_file_of_a_reader_is_never_shared_by_processes(tmp_path, eager):
+    """The processes are forked before any row is read: an open file would be shared, with its place in it."""
+    raw = tmp_path / "raw"
+    raw.write_bytes(b"".join(f"{i:07d}\n".encode() for i in range(4000)))
+    handles = {}
+
+    class Seeking(Task):
+        fields = {"vector": Vector(1), "label": Label(classes=2)}
+
+        def examples(self, source: Source):
+            return range(4000)
+
+        def row(self, reference):
+            file = handles.setdefault("file", None) or handles.setdefault(os.getpid(), raw.open("rb", buffering=0))
+            handles["file"] = file
+            file.seek(8 * reference)
+            time.sleep(0.00005)
+            return {"vector": [int(file.read(7))], "label": 0}
+
+    store = Store(convert.prepare(Seeking(), "x", Data(workers=2), tmp_path))
+    for name in ("train", "validation", "test"):
+        numbers = [int(source.split("(")[1][:-1]) for source in store.sources(name)]
+        assert store.rows(name).dense("vector")[:, 0].tolist() == numbers
+    assert not handles, "no row was read in this process"
+
+
+def test_what_is_listed_in_another_order_after_a_kill_is_read_again(tmp_path, monkeypatch):
+    class Listed(Words):
+        order = 1
+
+        def examples(self, source: Source):
+            return list(range(self.rows))[:: self.order]
+
+    # As if it had been killed when all was read: the scratch folder is there, the store is not.
+    monkeypatch.setattr(convert.shutil, "rmtree", lambda *given, **more: None)
+    monkeypatch.setattr(convert, "_plain", lambda facts: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        convert.prepare(Listed(), "x", Data(), tmp_path)
+    monkeypatch.undo()
+    assert len(list(tmp_path.glob("x/.*.work/*.part"))) == 8
+    monkeypatch.setattr(Listed, "order", -1)
+    store = Store(convert.prepare(Listed(), "x", Data(), tmp_path))
+    sources = [source for name in ("train", "validation", "test") for source in store.sources(name)]
+    assert len(sources) == len({source.split("(")[1] for source in sources}) == Words.rows - 4
+
+
+def test_large_rows_are_never_held_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "BATCH_BYTES", 100_000)
+    seen = []
+    encode = convert.encode_chunk
+    monkeypatch.setattr(convert, "encode_chunk", lambda *given: seen.append(len(given[-1][2])) or encode(*given))
+
+    class Large(Words):
+        rows = 300
+        fields = {"vector": Vector(5000), "label": Label(classes=2)}
+
+        def row(self, reference):
+            return {"vector": np.full(5000, reference, np.float32), "label": 0}
+
+        def encode(self, row, facts):
+            return row
+
+        def facts(self, rows):
+            return {}
+
+    store = Store(convert.prepare(Large(), "x", Data(workers=1), tmp_path))
+    assert max(seen) <= 6 and sum(seen) == 300
+    assert store.rows("train").dense("vector").shape == (store.counts()["train"], 5000)
+
+
+def test_a_source_that_is_mostly_broken_is_refused_before_all_of_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "HOPELESS_ROWS", 500)
+    read = []
+
+    class Hopeless(Words):
+        rows = 100_000
+
+        def row(self, reference):
+            read.append(reference)
+            raise BadRow("is torn")
+
+    with pytest.raises(UserError, match=r"512 of 512 rows are broken; the first: row 1 \(0\)"):
+        convert.prepare(Hopeless(), "x", Data(workers=1), tmp_path)
+    assert len(read) == 512
 
 
 # ---- rows on their way

@@ -15,7 +15,8 @@ from distributed.data import convert, split
 from distributed.data.settings import Data
 from distributed.data.store import Store
 from tasks.errors import UserError
-from tasks.task import Example
+from tasks.formats import pictures as formats
+from tasks.task import Example, Label, Picture, Task
 from tests.counted import Counted
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +116,82 @@ def test_duplicates_across_the_sources_own_split_are_reported(tmp_path, caplog):
     path = convert.prepare(Doubled(), "x", Data(), tmp_path)
     assert Store(path, dict(Doubled.fields)).manifest["duplicates"]["test_in_train"] > 0
     assert "also in its train split" in caplog.text
+
+
+def test_groups_that_have_a_content_in_common_share_a_split(tmp_path):
+    class Doubled(Counted):
+        def examples(self, source):
+            for i in range(400):
+                yield Example({"vector": [i // 2], "label": 0}, group=f"{i % 2}-{i // 20}")
+
+    store = Store(convert.prepare(Doubled(), "x", Data(), tmp_path))
+    sides = {name: set(store.rows(name).dense("vector")[:, 0].tolist()) for name in split.SPLITS}
+    assert not sides["train"] & sides["test"] and not sides["train"] & sides["validation"]
+    assert store.manifest["duplicates"] == {"test_in_train": 0, "rows": 200}
+    groups = {(source_vector // 10) for source_vector in sides["test"]}
+    assert all(value // 10 in groups for value in sides["test"])
+    assert len(sides["test"]) == 10 * len(groups), "a group is never torn"
+
+
+def test_a_picture_is_what_it_shows_and_not_where_its_file_lies(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = [formats.png(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))["bytes"] for _ in range(60)]
+
+    class Copies(Task):
+        fields = {"photo": Picture(), "label": Label(classes=2)}
+
+        def examples(self, source):
+            return sorted((tmp_path / "raw").iterdir())
+
+        def row(self, reference):
+            return {"photo": reference, "label": 0}
+
+    (tmp_path / "raw").mkdir()
+    for i, picture in enumerate(pictures):
+        (tmp_path / "raw" / f"{i}.png").write_bytes(picture)
+        (tmp_path / "raw" / f"copy_{i}.png").write_bytes(picture)
+    store = Store(convert.prepare(Copies(), "x", Data(), tmp_path))
+    assert store.manifest["duplicates"] == {"test_in_train": 0, "rows": 60}
+    assert all(count % 2 == 0 for count in store.counts().values()), "copies are on one side"
+
+
+DOMAINS = [
+    (["a", None], "row 2 has no domain, others have: a"),
+    (["a/b"], "a domain is called 'a/b'"),
+    ([".."], "a domain is called '..'"),
+    (["row"], "a domain is called 'row'"),
+]
+
+
+@pytest.mark.parametrize(("names", "words"), DOMAINS)
+def test_impossible_domains_are_refused(tmp_path, names, words):
+    class Odd(Counted):
+        def examples(self, source):
+            return [Example({"vector": [i], "label": 0}, domain=names[i % len(names)]) for i in range(60)]
+
+    with pytest.raises(UserError, match=words):
+        convert.prepare(Odd(), "x", Data(), tmp_path)
+
+
+def test_a_domain_without_rows_in_a_split_is_refused(tmp_path):
+    class Lacking(Counted):
+        def examples(self, source):
+            for i in range(60):
+                name = ("train", "validation", "test")[i % 3]
+                yield Example({"vector": [i], "label": 0}, name, domain="a" if name == "test" or i % 2 else "b")
+
+    with pytest.raises(UserError, match="no row of the domain 'b' falls into the test split"):
+        convert.prepare(Lacking(), "x", Data(), tmp_path)
+
+
+def test_a_source_without_a_test_split_says_what_to_set(tmp_path):
+    class Lacking(Counted):
+        def examples(self, source):
+            return [Example({"vector": [i], "label": 0}, ("train", "validation")[i % 2]) for i in range(60)]
+
+    with pytest.raises(UserError) as raised:
+        convert.prepare(Lacking(), "x", Data(), tmp_path)
+    assert "none of them is test: data.split=8:1:1" in raised.value.hint
 
 
 def test_the_largest_seed_of_a_split_is_as_good_as_any():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from distributed import catalogue, durable
-from distributed.data import convert, fingerprint, schema
+from distributed.data import convert, fingerprint, parts, schema, shards
 from distributed.data.settings import Data
 from distributed.data.store import Store
 from tasks.errors import UserError
@@ -87,8 +87,8 @@ def bits(value) -> bytes:
 def test_rows_of_every_kind_are_read_back_as_they_were_written(tmp_path_factory, rows, shard_bytes, random):
     task = everything(rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert, "SHARD_BYTES", shard_bytes)
-        patch.setattr(convert, "CHUNK", 2)
+        patch.setattr(shards, "SHARD_BYTES", shard_bytes)
+        patch.setattr(parts, "CHUNK", 2)
         path = convert.prepare(task, "x", Data(), tmp_path_factory.mktemp("stores"))
     store = Store(path, FIELDS)
     for offset, name in enumerate(("train", "validation", "test")):

@@ -24,9 +24,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distributed import durable, processes
+from distributed import durable
 from distributed.analysis import stores as analysis
-from distributed.data import convert
+from distributed.data import convert, parts, shards
 from distributed.data.derive import Wanted, derived
 from distributed.data.settings import Data
 from distributed.data.store import Store
@@ -76,8 +76,8 @@ all_makers = pytest.mark.parametrize("maker", MAKERS)
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     """Several parts and shards, although there are few rows."""
-    monkeypatch.setattr(convert, "CHUNK", 24)
-    monkeypatch.setattr(convert, "SHARD_BYTES", 500)
+    monkeypatch.setattr(parts, "CHUNK", 24)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 500)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def forked(act) -> int:
     if not pid:
         code = 1
         try:
-            convert.CHUNK, convert.SHARD_BYTES = 24, 500
+            parts.CHUNK, shards.SHARD_BYTES = 24, 500
             act()
             code = 0
         finally:
@@ -354,8 +354,8 @@ def store(tmp_path):
 @pytest.fixture(scope="module")
 def shared_store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convert, "CHUNK", 24)
-        patch.setattr(convert, "SHARD_BYTES", 600)
+        patch.setattr(parts, "CHUNK", 24)
+        patch.setattr(shards, "SHARD_BYTES", 600)
         return prepare_words(tmp_path_factory.mktemp("shared"))
 
 
@@ -363,7 +363,7 @@ def prepare_words(folder: Path) -> Path:
     return convert.prepare(Words(), "words", Data(workers=1), folder)
 
 
-def shards(store: Path) -> list[Path]:
+def shards_of(store: Path) -> list[Path]:
     return sorted(store.glob("train-*.arrow"))
 
 
@@ -409,7 +409,7 @@ def edit(store: Path, change, *, sealed: bool = True) -> None:
 
 
 def swap(store: Path) -> None:
-    first, second = shards(store)[1:]  # as their rows have numbers of as many digits
+    first, second = shards_of(store)[1:]  # as their rows have numbers of as many digits
     first_bytes, second_bytes = first.read_bytes(), second.read_bytes()
     assert len(first_bytes) == len(second_bytes) and first_bytes != second_bytes
     first.write_bytes(second_bytes)
@@ -427,9 +427,9 @@ def unsealed(change):
 
 DAMAGES = {
     "two shards swapped": (swap, "train-00001-of-00003.arrow: its checksum differs"),
-    "a shard deleted": (lambda s: shards(s)[1].unlink(), "train-00001-of-00003.arrow: is missing"),
-    "a shard that is empty": (lambda s: shards(s)[1].write_bytes(b""), "has 0 bytes instead of"),
-    "a shard that is a folder": (lambda s: into_folder(shards(s)[1]), "train-00001-of-00003.arrow: "),
+    "a shard deleted": (lambda s: shards_of(s)[1].unlink(), "train-00001-of-00003.arrow: is missing"),
+    "a shard that is empty": (lambda s: shards_of(s)[1].write_bytes(b""), "has 0 bytes instead of"),
+    "a shard that is a folder": (lambda s: into_folder(shards_of(s)[1]), "train-00001-of-00003.arrow: "),
     "no manifest": (lambda s: (s / "manifest.json").unlink(), "has no manifest.json"),
     "a manifest that is a folder": (lambda s: into_folder(s / "manifest.json"), "manifest.json: cannot be read: Is a dir"),
     "a manifest nested without end": (
@@ -458,7 +458,7 @@ def test_a_damaged_store_is_found_when_a_run_starts_and_by_verify(store, tmp_pat
 
 def test_every_damaged_shard_is_named_with_its_rows(store):
     swap(store)
-    shards(store)[0].unlink()
+    shards_of(store)[0].unlink()
     with pytest.raises(UserError) as raised:
         analysis.verify(store)
     for index, problem in enumerate(["is missing", "its checksum differs", "its checksum differs"]):
@@ -469,7 +469,7 @@ def test_every_damaged_shard_is_named_with_its_rows(store):
 def test_a_shard_that_nobody_named_is_refused_and_what_a_desktop_leaves_is_not(store, tmp_path):
     (store / ".DS_Store").write_bytes(b"x")
     assert prepare_words(tmp_path) == store
-    shutil.copy(shards(store)[0], store / "train-00003-of-00004.arrow")
+    shutil.copy(shards_of(store)[0], store / "train-00003-of-00004.arrow")
     with pytest.raises(UserError, match=r"train-00003-of-00004.arrow: is not named in the manifest"):
         prepare_words(tmp_path)
 
@@ -553,7 +553,7 @@ FOREIGN = {
 
 
 def replace_sealed(store: Path, make) -> None:
-    path = shards(store)[1]
+    path = shards_of(store)[1]
     with pa.ipc.open_file(path.read_bytes()) as file:
         data = make(file.get_batch(0))
     path.write_bytes(data)
@@ -567,7 +567,7 @@ def test_a_shard_of_other_content_is_refused_even_where_all_checksums_are_right(
     replace_sealed(store, make)
     with pytest.raises(UserError, match=words) as raised:
         prepare_words(tmp_path)
-    assert shards(store)[1].name in raised.value.message
+    assert shards_of(store)[1].name in raised.value.message
 
 
 def test_verify_finds_offsets_that_point_outside_although_the_checksum_is_right(store):
@@ -686,7 +686,7 @@ def troubled(trouble, method="row") -> Task:
 @pytest.fixture
 def eager(monkeypatch):
     """Other processes are asked at once, not only when the work takes long."""
-    monkeypatch.setattr(processes, "PATIENCE", 0.0)
+    monkeypatch.setattr(convert, "IN_PROCESSES", 0)
 
 
 def refused(task: Task, folder: Path, workers: int) -> BaseException:
