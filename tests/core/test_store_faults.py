@@ -608,6 +608,8 @@ def two_at_once(folder: Path, maker: str, parent: Path, kill: bool, at: int) -> 
         def act(self, code):
             stopped.touch()
             until(waits.exists)
+            if kill:
+                signal.pause()  # until it comes: what is left to do takes less time than a signal
 
         def write(self, descriptor, data):
             if self._fires():
