@@ -87,6 +87,7 @@ def _begin(function: Callable[..., bytes], fixed: tuple) -> None:
     global _work  # noqa: PLW0603
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the work
+    signal.signal(signal.SIGUSR1, _stop)
     _work = function, fixed
     multiprocessing.util.Finalize(None, _end, exitpriority=-1000)
     if "torch" in sys.modules:
@@ -102,13 +103,34 @@ def _end() -> None:
     os._exit(0)
 
 
+class _Stopped(BaseException):
+    """Nobody waits for this portion any more."""
+
+
+_busy = False  # whether this forked process works out a portion: only then may a signal end what it does
+_over = False  # whether the portions that wait in the queue are to be left alone
+
+
+def _stop(number: int, frame: Any) -> None:
+    global _over  # noqa: PLW0603
+    _over = True
+    if _busy:
+        raise _Stopped
+
+
 def _one(item: Any) -> bytes | BaseException:
+    global _busy  # noqa: PLW0603
     assert _work is not None
     function, fixed = _work
     try:
-        return function(*fixed, item)
+        _busy = True
+        return b"" if _over else function(*fixed, item)
+    except _Stopped:
+        return b""
     except Exception as error:  # noqa: BLE001 - the parent raises it
         return portable(error)
+    finally:
+        _busy = False
 
 
 def _forked(count: int, function: Callable[..., bytes], fixed: tuple, items: Iterator[Any]) -> Iterator[bytes]:
@@ -132,8 +154,8 @@ def _forked(count: int, function: Callable[..., bytes], fixed: tuple, items: Ite
             except BrokenProcessPool:
                 raise
             except BaseException:
-                for one in forked:  # whoever is in the middle of a row need not end it
-                    one.kill()
+                for one in forked:  # whoever is in the middle of a portion need not end it
+                    os.kill(one.pid, signal.SIGUSR1)
                 raise
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)

@@ -211,6 +211,24 @@ def test_what_is_listed_in_another_order_after_a_kill_is_read_again(tmp_path, mo
     assert len(sources) == len({source.split("(")[1] for source in sources}) == Words.rows - 4
 
 
+class Lengthy(Words):
+    def row(self, reference):
+        if reference > 600:
+            time.sleep(0.2)  # a portion takes most of a minute
+        return super().row(reference)
+
+
+def test_a_preparation_that_is_given_up_does_not_wait_for_the_portions_under_way(tmp_path, eager):
+    def enough(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        convert.prepare(Lengthy(), "x", Data(workers=2), tmp_path, progress=enough)
+    assert time.monotonic() - began < 20
+    assert list(tmp_path.glob("x/.*.work/*.part")), "what was read is there when it goes on"
+
+
 def test_large_rows_are_never_held_together(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "BATCH_BYTES", 100_000)
     seen = []
