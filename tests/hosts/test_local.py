@@ -73,6 +73,8 @@ def whipray(
     tmp_path: Path, stores: Path, *words: str, stdin: str = "", **environment: str
 ) -> subprocess.CompletedProcess[str]:
     command = command_of(tmp_path, stores, *words)
+    # Ray, where another test has started it in this process, has put its own debugger in.
+    ours = {name: value for name, value in os.environ.items() if name != "PYTHONBREAKPOINT"}
     return subprocess.run(
         command,
         capture_output=True,
@@ -81,7 +83,7 @@ def whipray(
         check=False,
         input=stdin,
         cwd=tmp_path,
-        env={**os.environ, **environment},
+        env={**ours, **environment},
     )
 
 
