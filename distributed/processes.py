@@ -18,7 +18,6 @@ from typing import Any, Protocol
 from tasks.errors import UserError, place_of
 
 MOST_WORDS = 20_000  # characters of a traceback that are passed on
-IN_PROCESSES = 8  # portions of work that one process does by itself: starting others would cost as much
 
 
 class Mapper(Protocol):
@@ -73,11 +72,6 @@ class Processes:
             yield from _forked(self.count, function, fixed, everything)
         else:
             yield from (function(*fixed, item) for item in everything)
-
-
-def in_processes(count: int, few: int = IN_PROCESSES) -> Mapper:
-    """Returns a mapper over `count` forked processes, which are started where there are more than a few items."""
-    return Processes(count, few)
 
 
 _work: tuple[Callable[..., bytes], tuple] | None = None  # of a forked process: inherited, so that it need not pickle

@@ -24,13 +24,15 @@ from distributed.data.parts import Listed, Progress, TrainRows, Work, batches_of
 from distributed.data.settings import Data
 from distributed.data.shards import Shards, batches_as_file, on_disk, publishing, seal
 from distributed.data.store import FORMAT, Store
-from distributed.processes import IN_PROCESSES, Mapper, in_processes
+from distributed.processes import Mapper, Processes
 from distributed.resources import cpu_count
 from tasks.errors import BadRow, UserError
 from tasks.fields import Facts, check_row
 from tasks.task import Task
 
 log = logging.getLogger("whipray")
+
+IN_PROCESSES = 8  # portions of work that one process does by itself: starting others would cost as much
 
 
 def locate(task: Task, task_name: str, data: Data, stores: Path) -> Path:
@@ -60,16 +62,18 @@ def prepare(
         with on_disk(path):
             scratch.mkdir(exist_ok=True)
         try:
-            # A small source is read here, unless somebody asks for processes: to start them costs more.
-            few = IN_PROCESSES if data.workers is None else 1
-            mapper = mapper or in_processes(data.workers or cpu_count(), few)
-            _convert(Work(task, data, on_error, scratch, mapper, progress), path)
+            _convert(Work(task, data, on_error, scratch, mapper or on_this_machine(data.workers), progress), path)
         except Exception:
             shutil.rmtree(scratch, ignore_errors=True)  # a kill leaves it, and the next preparation goes on there
             raise
         shutil.rmtree(scratch, ignore_errors=True)
         _clear_abandoned(path.parent)
     return path
+
+
+def on_this_machine(workers: int | None) -> Mapper:
+    """Returns a mapper over so many processes, by default one a core; a little work is then done without any."""
+    return Processes(workers or cpu_count(), IN_PROCESSES if workers is None else 1)
 
 
 def _clear_abandoned(folder: Path) -> None:
@@ -199,13 +203,14 @@ def _refuse_odd_domains(domains: list[str | None], splits: np.ndarray) -> None:
     if None in domains:
         raise UserError(f"row {domains.index(None) + 1} has no domain, others have: {', '.join(names)[:200]}",
                         "name one for every row, or for none")  # fmt: skip
+    there = set(zip(domains, splits.tolist(), strict=True))
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name) or name in ("row", "partner"):
             raise UserError(
                 f"a domain is called {name!r}", "use letters, digits, _ and -; 'row' and 'partner' are taken"
             )
         for place, part in enumerate(split.SPLITS):
-            if not any(domain == name for domain, code in zip(domains, splits, strict=True) if code == place):
+            if (name, place) not in there:
                 raise UserError(f"no row of the domain '{name}' falls into the {part} split",
                                 "there are too few rows: give another data.split_seed or data.split")  # fmt: skip
 

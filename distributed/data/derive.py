@@ -15,8 +15,7 @@ from distributed.data import convert, schema, shards
 from distributed.data.parts import Progress
 from distributed.data.settings import Data
 from distributed.data.store import FORMAT, Rows, Store
-from distributed.processes import IN_PROCESSES, Mapper, in_processes
-from distributed.resources import cpu_count
+from distributed.processes import Mapper
 from tasks.columns import Masks, Pictures
 from tasks.errors import UserError
 from tasks.fields import Boxes, ClassMap, Field, ObjectMasks, Picture
@@ -38,8 +37,10 @@ class Wanted:
         return None if wanted == cls(False, None) else wanted
 
 
-def derived(path: Path, wanted: Wanted, *, workers: int | None = None, progress: Progress | None = None,
-            mapper: Mapper | None = None) -> Path:  # fmt: skip
+def derived(
+    path: Path, wanted: Wanted, *, workers: int | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Path:  # fmt: skip
     """Returns the store that holds the pictures of the one at `path` as they are wanted, made now if it is not there.
 
     It lies beside its parent, and is made once, by whoever comes first; the others wait. Raises UserError for a store
@@ -55,8 +56,7 @@ def derived(path: Path, wanted: Wanted, *, workers: int | None = None, progress:
     with convert.exclusively(target):
         if target.exists():
             return _checked(target)
-        here = in_processes(workers or cpu_count(), IN_PROCESSES if workers is None else 1)
-        _make(parent, wanted, told, target, mapper or here, progress)
+        _make(parent, wanted, told, target, convert.on_this_machine(workers), progress)
     return target
 
 
@@ -81,9 +81,8 @@ def _refuse_unfit(store: Store, wanted: Wanted) -> None:
 
 
 def _make(
-    parent: Store, wanted: Wanted, told: Mapping[str, Any], target: Path, mapper: Mapper,
-    progress: Progress | None,
-) -> None:  # fmt: skip
+    parent: Store, wanted: Wanted, told: Mapping[str, Any], target: Path, mapper: Mapper, progress: Progress
+) -> None:
     manifest = {name: parent.manifest[name] for name in ("facts", "fields", "skipped", "duplicates")}
     splits: dict[str, Any] = {}
     total = sum(parent.counts().values())
@@ -92,8 +91,7 @@ def _make(
         writer = shards.Shards(folder, schema.schema(parent.fields, raw=wanted.decoded))
         for done, made in enumerate(mapper.over(remade, (parent.path, wanted), _chunks(parent)), start=1):
             writer.take(made)
-            if progress:
-                progress("pictures", min(done * CHUNK, total), total)
+            progress("pictures", min(done * CHUNK, total), total)
         splits |= writer.finish()
         shards.seal(folder, splits)
 

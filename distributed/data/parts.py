@@ -73,7 +73,7 @@ def read(work: Work) -> tuple[list[Path], Listed]:
     """Reads all raw rows, those that an earlier preparation has read left out; returns the parts, and the listing."""
     examples = iter(guarded(work.task).examples(work.task.source))
     there = {path.name.rpartition("-")[0]: path for path in work.scratch.glob("*-*.part") if _is_whole(path)}
-    missing: list[int] = []
+    missing: list[tuple[int, str]] = []
     parts: list[Path] = []
 
     def chunks() -> Iterator[tuple[str, int, list[Any]]]:
@@ -87,18 +87,16 @@ def read(work: Work) -> tuple[list[Path], Listed]:
             name = f"{index:08d}-{listed}"
             parts.append(there.get(name, Path()))
             if name not in there:
-                missing.append(index)
+                missing.append((index, name))
                 yield name, index * CHUNK + 1, chunk
 
     scratch = work.scratch if work.mapper.same_disk else None
     fixed = work.task, work.data, work.on_error, scratch
     rows, broken, first = 0, 0, []
     for done, told in enumerate(work.mapper.over(read_chunk, fixed, chunks())):
-        index = missing[done]
+        index, name = missing[done]
         with on_disk(work.scratch):
-            parts[index] = (
-                work.scratch / told.decode() if scratch else _set_down(work.scratch / f"{index:08d}-far", told)
-            )
+            parts[index] = work.scratch / told.decode() if scratch else _set_down(work.scratch / name, told)
         sizes = [batch.num_rows for batch in batches_of(parts[index])]
         rows, broken = rows + sum(sizes[:-1]), broken + sizes[-1]
         first = first or _skipped_of(parts[index])

@@ -1,6 +1,7 @@
 """What every process of a run does, whoever started it: go on where the run stands, iterate the loop, conclude."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import platform
@@ -90,6 +91,14 @@ def prepare(
     made = derived(path, wanted, workers=run.data.workers, progress=shown)
     remote.use(made, is_copy=remote.is_copy(path))  # it goes when its parent may go
     return made
+
+
+def alone(run: Run) -> Run:
+    """Returns the run so that one process prepares its data, as a worker of Ray's must.
+
+    The other cores are other workers', and a process with the threads of Ray's libraries is not safe to fork.
+    """
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, workers=1))
 
 
 @contextlib.contextmanager

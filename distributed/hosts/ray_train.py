@@ -148,5 +148,5 @@ def _worker(plain: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     one = Job.from_plain(plain)
     if not one.store.exists():  # the folder of stores is this node's own
-        one = replace(one, store=job.prepare(one.run, Path(plain["stores"]), on_error=one.on_error))
+        one = replace(one, store=job.prepare(job.alone(one.run), Path(plain["stores"]), on_error=one.on_error))
     job.work(one, world)

@@ -177,5 +177,5 @@ def prepared(run: Run, stores: Path) -> Path:
     split = data.split, data.split_seed, data.validation, data.folds, data.fold
     key = (run.name, run.task.source, *split, data.pictures, data.short_side, stores)
     if key not in _prepared or not _prepared[key].exists():
-        _prepared[key] = job.prepare(run, stores)
+        _prepared[key] = job.prepare(job.alone(run), stores)
     return _prepared[key]
