@@ -75,19 +75,39 @@ class State:
         )  # fmt: skip
 
 
-def train(
-    run: Run, store: Store, directory: Path, world: World, resume: checkpoint.Checkpoint | None
-) -> Generator[Progress, None, None]:
-    """Learns the run's task, and yields every `log.every` steps, after an evaluation, and after a checkpoint.
+@dataclass
+class Learning:
+    """What one rank learns with: the parts of its run, and the state that changes."""
 
-    Raises UserError for batches that the model or the ranks cannot share, RunFailed for a loss that is not finite.
+    run: Run
+    store: Store
+    world: World
+    loader: Loader
+    model: Model
+    updater: Updater
+    state: State
+    tally: "Tally"
+    total: int  # optimizer steps of the whole training, unless it stops early
+
+    @property
+    def plan(self) -> Plan:
+        return self.loader.plan
+
+    @property
+    def factor(self) -> float:
+        """What scales every learning rate in the step to come."""
+        return schedules.factor(self.run.schedule, self.state.step, self.plan.steps, self.total, self.state.plateaus)
+
+
+def begin(run: Run, store: Store, world: World, resume: checkpoint.Checkpoint | None) -> Learning:
+    """Returns all that a rank needs to learn the run's task, as it stood at a checkpoint or at its beginning.
+
+    Raises UserError for batches that the model or the ranks cannot share, and for what does not fit the checkpoint.
     """
-    objective(run, store.facts)  # a misspelt one is refused before anything is learned
     partners = run.task.partners
     loader = planned.loader(store, "train", run.data, run.train.seed, run.transform, world, partners=partners)
     plan = loader.plan
     _refuse_small_batches(plan, world.size, run.data.micro_batch_size)
-    judge = Evaluator(run, store, "validation", world)
     model = Model.build(run, store.facts, world)
     _refuse_single_rows(model.learning(), plan, world.size, run.data.micro_batch_size)
     updater = Updater(model.wrapped, run.optimizers, run.precision, run.train.clip_norm, world)
@@ -98,17 +118,31 @@ def train(
         updater.restore(resume.optimizer, resume.state["update"])
     tally = Tally(state if world.rank == 0 else State(), world)
     total = min(run.train.epochs * plan.steps, run.train.steps or run.train.epochs * plan.steps)
+    return Learning(run, store, world, loader, model, updater, state, tally, total)
 
-    while state.step < total and not state.stopped_early:
-        factor = schedules.factor(run.schedule, state.step, plan.steps, total, state.plateaus)
-        learn(run, model, updater, loader, tally, state.step, factor)
+
+def train(
+    run: Run, store: Store, directory: Path, world: World, resume: checkpoint.Checkpoint | None
+) -> Generator[Progress, None, None]:
+    """Learns the run's task, and yields every `log.every` steps, after an evaluation, and after a checkpoint.
+
+    Raises UserError as `begin` does, RunFailed for a loss that is not finite.
+    """
+    objective(run, store.facts)  # a misspelt one is refused before anything is learned
+    learning = begin(run, store, world, resume)
+    judge = Evaluator(run, store, "validation", world)
+    model, state, plan = learning.model, learning.state, learning.plan
+
+    while state.step < learning.total and not state.stopped_early:
+        factor = learning.factor
+        learn(learning)
         state.step += 1
         epoch, within = divmod(state.step, plan.steps)
-        boundary = within == 0 or state.step == total  # of an epoch, or of the training
+        boundary = within == 0 or state.step == learning.total  # of an epoch, or of the training
         wishes: set[str] = set()
 
         if boundary or state.step % run.log.every == 0:
-            yield Progress("train", epoch, state.step, tally.take(run, factor), wishes=wishes)
+            yield Progress("train", epoch, state.step, learning.tally.take(run, factor), wishes=wishes)
         if boundary:
             model.share_buffers(world)
             metrics = judge(model.plain)
@@ -120,16 +154,19 @@ def train(
         stop, save = world.agree("stop" in wishes, "checkpoint" in wishes) if asked else (False, False)
         due = run.checkpoint.every is not None and state.step % run.checkpoint.every == 0
         if boundary or due or stop or save:
-            path = _save(run, directory, model, updater, state, tally, world)
+            path = _save(learning, directory)
             yield Progress("checkpoint", epoch, state.step, {}, path, wishes)
             stop, _ = world.agree("stop" in wishes, False)
         if stop:
             return
 
 
-def learn(run: Run, model: Model, updater: Updater, loader: Loader, tally: "Tally", step: int, factor: float) -> None:
-    """One optimizer step: every micro-batch of its global batch leaves its gradients, then the parameters move."""
-    world, task = tally.world, run.task
+def learn(learning: Learning) -> None:
+    """Does optimizer step number `state.step`: every micro-batch of its global batch leaves its gradients, then the
+    parameters move. The step is not counted.
+    """
+    run, world, loader, step = learning.run, learning.world, learning.loader, learning.state.step
+    task = run.task
     epoch, k = divmod(step, loader.plan.steps)
     torch.manual_seed(seed_of(run.train.seed, step, TRANSFORM, world.rank))
     rows, batches = loader.micro_batches(epoch, k, run.data.micro_batch_size)
@@ -137,14 +174,14 @@ def learn(run: Run, model: Model, updater: Updater, loader: Loader, tally: "Tall
     if type(task).units is not Task.units:  # known only when all of them are there
         batches = list(batches)
         units, whole = _counted(task, batches, world)
-    network = model.learning()
+    network = learning.model.learning()
     for index, (batch, part) in enumerate(zip(batches, units, strict=True)):
         torch.manual_seed(seed_of(run.train.seed, step, index, world.rank))
-        update = updater.accumulate(step, part * world.size / whole, last=index == len(rows) - 1)
+        update = learning.updater.accumulate(step, part * world.size / whole, last=index == len(rows) - 1)
         with update.sync(), run.precision.autocast(world.device):
             losses = task.step(network, batch, update)
-        tally.add(losses, part)
-    updater.apply(step, factor)
+        learning.tally.add(losses, part)
+    learning.updater.apply(step, learning.factor)
 
 
 def _counted(task: Task, batches: list[Batch], world: World) -> tuple[list[float], float]:
@@ -192,18 +229,19 @@ class Tally:
         return {"loss": sum(means.values()), **({} if len(means) == 1 else means), **rates}
 
 
-def _save(run: Run, directory: Path, model: Model, updater: Updater, state: State, tally: Tally, world: World) -> Path:
+def _save(learning: Learning, directory: Path) -> Path:
     """Publishes a checkpoint from rank 0; the other ranks wait until it stands.
 
     Raises RunFailed where losses or weights are not finite: the last good checkpoint stays the newest.
     """
+    run, world, model, state = learning.run, learning.world, learning.model, learning.state
     model.share_buffers(world)
-    state.sums, state.units = tally.over_ranks()
-    sound = all(map(math.isfinite, state.sums.values())) and updater.is_finite()
+    state.sums, state.units = learning.tally.over_ranks()
+    sound = all(map(math.isfinite, state.sums.values())) and learning.updater.is_finite()
     if any(world.agree(not sound)):
         raise RunFailed(f"losses or weights are not finite at step {state.step}: {ADVICE}")
     if world.rank == 0:
-        optimizer, numbers = updater.state()
+        optimizer, numbers = learning.updater.state()
         told = {"loop": state.to_json(), "update": numbers}
         checkpoint.save(
             directory, state.step, run.name, state.best_step, run.checkpoint.keep, model.tensors(), optimizer, told
