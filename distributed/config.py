@@ -209,7 +209,7 @@ def describe(kind: Any) -> str:
         items = typing.get_args(kind)
         count = "" if items[-1] is Ellipsis else f"{len(items)} "
         return f"a list of {count}{plural.get(items[0], 'values')}"
-    return words.get(kind, getattr(kind, "__name__", str(kind)))
+    return words.get(kind) or getattr(kind, "WORDS", None) or getattr(kind, "__name__", str(kind))
 
 
 # ---- paths that are URIs

@@ -4,16 +4,18 @@
 computes depends on the run and never on how many ranks there are (docs/design.md, section 5).
 """
 
-import math
-from collections.abc import Generator
+import contextlib
+import logging
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from distributed import checkpoint, schedules
+from distributed import checkpoint, initial, record, schedules
+from distributed.averaging import Average
 from distributed.data import planned
 from distributed.data.loader import Loader
 from distributed.data.order import Plan, seed_of, smallest_portion
@@ -22,13 +24,16 @@ from distributed.evaluation import Evaluator, objective
 from distributed.model import Model
 from distributed.run import Run
 from distributed.schedules import Plateaus
+from distributed.sync_norm import SyncNorm
+from distributed.tally import Tally, Told, failure
+from distributed.timing import Times
 from distributed.update import ONLY, Updater
 from distributed.world import World
-from tasks.errors import RunFailed, UserError
+from tasks.errors import UserError
 from tasks.task import Batch, Task
 
-RESERVED = {"kind", "epoch", "step", "time", "lr", "samples_per_second"}  # columns of metrics.jsonl
-ADVICE = "a smaller optimizer.lr or train.clip_norm=1 often helps"
+RESERVED = {"kind", "epoch", "step", "lr"} | record.MEASURED  # columns of metrics.jsonl
+log = logging.getLogger("whipray")
 TRANSFORM = 1 << 41  # the draws of transform, apart from those of every micro-batch
 
 
@@ -42,6 +47,7 @@ class Progress:
     metrics: dict[str, float]  # train: losses and lr of the steps since the last one; validation: the figures
     checkpoint: Path | None = None
     wishes: set[str] = field(default_factory=set)
+    learning: "Learning | None" = None  # its parts on this rank, for a host that looks at them between two steps
 
     def request(self, wish: Literal["checkpoint", "stop"]) -> None:
         """Asks for a checkpoint now, or for a checkpoint and the end of the training."""
@@ -58,13 +64,15 @@ class State:
     sums: dict[str, float] = field(default_factory=dict)  # of losses x units since the last train progress
     units: float = 0.0
     stopped_early: bool = False
+    averaged: int = 0  # weights that have entered the average
+    skipped: int = 0  # steps in a row that were left out because a gradient was not finite
 
     def to_json(self) -> dict[str, Any]:
         # A diverged objective or sum is a NaN or an infinity, which JSON has not: its repr is read back as it was.
         return {
             "step": self.step, "history": [repr(v) for v in self.plateaus.history], "best_step": self.best_step,
             "sums": {n: repr(v) for n, v in self.sums.items()}, "units": self.units,
-            "stopped_early": self.stopped_early,
+            "stopped_early": self.stopped_early, "averaged": self.averaged, "skipped": self.skipped,
         }  # fmt: skip
 
     @classmethod
@@ -72,6 +80,7 @@ class State:
         return cls(
             told["step"], Plateaus([float(v) for v in told["history"]]), told["best_step"],
             {n: float(v) for n, v in told["sums"].items()}, told["units"], told["stopped_early"],
+            told["averaged"], told["skipped"],
         )  # fmt: skip
 
 
@@ -85,13 +94,21 @@ class Learning:
     loader: Loader
     model: Model
     updater: Updater
+    average: Average
     state: State
-    tally: "Tally"
+    tally: Tally
+    times: Times
     total: int  # optimizer steps of the whole training, unless it stops early
+    began_from: initial.Initial | None = None  # what became of the weights that train.init_from names
 
     @property
     def plan(self) -> Plan:
         return self.loader.plan
+
+    def rows_of(self, step: int, micro_batch: int) -> list[int]:
+        """Returns the rows of one of this rank's micro-batches."""
+        epoch, k = divmod(step, self.plan.steps)
+        return self.loader.rows_of(epoch, k, micro_batch, self.run.data.micro_batch_size)
 
     @property
     def factor(self) -> float:
@@ -108,17 +125,37 @@ def begin(run: Run, store: Store, world: World, resume: checkpoint.Checkpoint | 
     loader = planned.loader(store, "train", run.data, run.train.seed, run.transform, world, partners=partners)
     plan = loader.plan
     _refuse_small_batches(plan, world.size, run.data.micro_batch_size)
-    model = Model.build(run, store.facts, world)
-    _refuse_single_rows(model.learning(), plan, world.size, run.data.micro_batch_size)
-    updater = Updater(model.wrapped, run.optimizers, run.precision, run.train.clip_norm, world)
-    state = State()
+    state = State.from_json(resume.state["loop"]) if resume else State()
+    if run.parallel.static_graph and world.size > 1 and run.data.micro_batch_size:
+        raise UserError("parallel.static_graph: the gradients of micro-batches cannot be accumulated then",
+                        "leave out parallel.static_graph or data.micro_batch_size")  # fmt: skip
+    run.precision.prepare()
+    model = Model.build(run, store.facts, world, state.step // plan.steps)
+    _refuse_single_rows(model.learning(), plan, world.size, run)
+    began_from = None
+    if run.train.init_from and resume is None:
+        began_from = initial.begin(run.train.init_from, model.plain, run.runs, world, model.borrowed)
+    times = Times(world.device, run.log.every)
+    updater = _updater(run, model, world, times)
+    average = Average(run.averaging, model.live())
     if resume:
-        state = State.from_json(resume.state["loop"])
         model.restore(resume.model, str(resume.path))
-        updater.restore(resume.optimizer, resume.state["update"])
-    tally = Tally(state if world.rank == 0 else State(), world)
+        average.restore(resume.optimizer, state.averaged)
+        slots = {name: tensor for name, tensor in resume.optimizer.items() if name.startswith("optimizer/")}
+        updater.restore(slots, resume.state["update"])
+    # What was summed before the checkpoint stands with rank 0 alone.
+    sums, units = (state.sums, state.units) if world.rank == 0 else ({}, 0.0)
     total = min(run.train.epochs * plan.steps, run.train.steps or run.train.epochs * plan.steps)
-    return Learning(run, store, world, loader, model, updater, state, tally, total)
+    tally = Tally(world, sums, units)
+    learning = Learning(run, store, world, loader, model, updater, average, state, tally, times, total, began_from)
+    tally.rows_of = learning.rows_of
+    return learning
+
+
+def _updater(run: Run, model: Model, world: World, times: Times) -> Updater:
+    return Updater(
+        model.wrapped, run.optimizers, run.precision, world, train=run.train, parallel=run.parallel, times=times
+    )
 
 
 def train(
@@ -130,8 +167,10 @@ def train(
     """
     objective(run, store.facts)  # a misspelt one is refused before anything is learned
     learning = begin(run, store, world, resume)
+    if learning.began_from and world.rank == 0:
+        learning.began_from.write(directory)
     judge = Evaluator(run, store, "validation", world)
-    model, state, plan = learning.model, learning.state, learning.plan
+    state, plan = learning.state, learning.plan
 
     while state.step < learning.total and not state.stopped_early:
         factor = learning.factor
@@ -142,12 +181,14 @@ def train(
         wishes: set[str] = set()
 
         if boundary or state.step % run.log.every == 0:
-            yield Progress("train", epoch, state.step, learning.tally.take(run, factor), wishes=wishes)
+            metrics = _figures(learning, factor)
+            yield Progress("train", epoch, state.step, metrics, wishes=wishes, learning=learning)
         if boundary:
-            model.share_buffers(world)
-            metrics = judge(model.plain)
+            learning.model.share_buffers(world)
+            with learning.average.applied():
+                metrics = judge(learning.model.plain)
             _judged(run, store, state, metrics)
-            yield Progress("validation", epoch, state.step, metrics, wishes=wishes)
+            yield Progress("validation", epoch, state.step, metrics, wishes=wishes, learning=learning)
 
         # Only where the host could ask do the ranks need to agree on what it asked.
         asked = boundary or state.step % run.log.every == 0
@@ -162,26 +203,73 @@ def train(
 
 
 def learn(learning: Learning) -> None:
-    """Does optimizer step number `state.step`: every micro-batch of its global batch leaves its gradients, then the
-    parameters move. The step is not counted.
+    """Does optimizer step number `state.step`, which it does not count.
+
+    Every micro-batch of its global batch leaves its gradients, then the parameters move.
     """
-    run, world, loader, step = learning.run, learning.world, learning.loader, learning.state.step
-    task = run.task
+    run, world, loader, times = learning.run, learning.world, learning.loader, learning.times
+    task, step = run.task, learning.state.step
     epoch, k = divmod(step, loader.plan.steps)
-    torch.manual_seed(seed_of(run.train.seed, step, TRANSFORM, world.rank))
+    if k == 0:
+        _thaw(learning, epoch)
+    times.begin("data")
+    world.seed(seed_of(run.train.seed, step, TRANSFORM, world.rank))
     rows, batches = loader.micro_batches(epoch, k, run.data.micro_batch_size)
     units, whole = [float(count) for count in rows], float(len(loader.plan.batch(epoch, k)))
     if type(task).units is not Task.units:  # known only when all of them are there
         batches = list(batches)
         units, whole = _counted(task, batches, world)
     network = learning.model.learning()
+    told = []
     for index, (batch, part) in enumerate(zip(batches, units, strict=True)):
-        torch.manual_seed(seed_of(run.train.seed, step, index, world.rank))
+        times.begin("forward")
+        world.seed(seed_of(run.train.seed, step, index, world.rank))
         update = learning.updater.accumulate(step, part * world.size / whole, last=index == len(rows) - 1)
-        with update.sync(), run.precision.autocast(world.device):
+        with update.sync(), run.precision.autocast(world.device), _naming(learning, index):
             losses = task.step(network, batch, update)
-        learning.tally.add(losses, part)
-    learning.updater.apply(step, learning.factor)
+        told.append(({name: loss.detach() for name, loss in losses.items()}, part))
+        times.begin("data")
+    times.begin("optimizer")
+    if learning.updater.apply(step, learning.factor):
+        learning.state.skipped = 0
+        learning.average.take(step, learning.total)
+        learning.tally.add(step, told)
+    else:
+        _skip(learning, told)
+    times.end()
+
+
+def _thaw(learning: Learning, epoch: int) -> None:
+    """Sets free what learns from this epoch on; what has been learned stays as it is."""
+    before = learning.model
+    learning.model = before.thawed(learning.run, learning.world, epoch)
+    if learning.model is not before:
+        kept = learning.updater.state()
+        learning.updater = _updater(learning.run, learning.model, learning.world, learning.times)
+        learning.updater.restore(*kept)
+
+
+@contextlib.contextmanager
+def _naming(learning: Learning, index: int) -> Iterator[None]:
+    """Lets whatever is raised inside carry the step, the rank and the rows at which it was."""
+    try:
+        yield
+    except Exception as error:
+        step = learning.state.step
+        error.__dict__.update(step=step, rank=learning.world.rank, rows=learning.rows_of(step, index))
+        raise
+
+
+def _skip(learning: Learning, told: Told) -> None:
+    """Counts a step that was left out; raises RunFailed where there are too many in a row."""
+    state = learning.state
+    state.skipped += 1
+    odd = learning.tally.first_odd([(state.step, told)])
+    words = str(odd) if odd else f"a gradient is not finite at step {state.step}"
+    if state.skipped > learning.run.train.max_skipped:
+        raise failure(f"{words}, {state.skipped} steps in a row", odd or state.step)
+    if learning.world.rank == 0:
+        log.warning("%s: this step is left out", words)
 
 
 def _counted(task: Task, batches: list[Batch], world: World) -> tuple[list[float], float]:
@@ -189,44 +277,6 @@ def _counted(task: Task, batches: list[Batch], world: World) -> tuple[list[float
     mine = [float(task.units(batch)) for batch in batches]
     whole = float(world.total(torch.tensor(sum(mine), dtype=world.sums, device=world.device)))
     return mine, max(whole, 1e-9)
-
-
-class Tally:
-    """Sums of the losses since the last progress, kept on the device: reading one would wait for it."""
-
-    def __init__(self, state: State, world: World) -> None:
-        self.world = world
-        self.sums: dict[str, Tensor] = {
-            n: torch.tensor(v, dtype=world.sums, device=world.device) for n, v in state.sums.items()
-        }
-        self.units = state.units
-
-    def add(self, losses: dict[str, Tensor], units: float) -> None:
-        for name, loss in losses.items():
-            value = loss.detach().to(self.world.sums) * units if units else loss.new_zeros((), dtype=self.world.sums)
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.units += units
-
-    def over_ranks(self) -> tuple[dict[str, float], float]:
-        """Returns the sums of all ranks, and their units; a rank may have met losses that others have not."""
-        names = list(dict.fromkeys(name for mine in self.world.gather(list(self.sums)) for name in mine))
-        mine = [float(self.sums.get(name, 0.0)) for name in names]
-        *sums, units = self.world.total(
-            torch.tensor([*mine, self.units], dtype=self.world.sums, device=self.world.device)
-        ).tolist()
-        return dict(zip(names, sums, strict=True)), units
-
-    def take(self, run: Run, factor: float) -> dict[str, float]:
-        """Returns mean losses and learning rates, and begins anew; raises RunFailed where a loss is not finite."""
-        sums, units = self.over_ranks()
-        self.sums, self.units = {}, 0.0
-        means = {name: value / max(units, 1e-9) for name, value in sums.items()}
-        odd = [name for name, value in means.items() if not math.isfinite(value)]
-        if odd:
-            raise RunFailed(f"the loss '{odd[0]}' is {means[odd[0]]}: {ADVICE}")
-        _refuse_reserved("loss", means, RESERVED if len(means) == 1 else RESERVED | {"loss"})
-        rates = {"lr" if n == ONLY else f"lr/{n}": o.lr * factor for n, o in run.optimizers.items()}
-        return {"loss": sum(means.values()), **({} if len(means) == 1 else means), **rates}
 
 
 def _save(learning: Learning, directory: Path) -> Path:
@@ -237,17 +287,27 @@ def _save(learning: Learning, directory: Path) -> Path:
     run, world, model, state = learning.run, learning.world, learning.model, learning.state
     model.share_buffers(world)
     state.sums, state.units = learning.tally.over_ranks()
-    sound = all(map(math.isfinite, state.sums.values())) and learning.updater.is_finite()
-    if any(world.agree(not sound)):
-        raise RunFailed(f"losses or weights are not finite at step {state.step}: {ADVICE}")
+    learning.tally.refuse_odd(state.sums)
+    if any(world.agree(not learning.updater.is_finite())):
+        raise failure(f"weights are not finite at step {state.step}", state.step)
+    state.averaged = learning.average.taken
+    optimizer, numbers = learning.updater.state()
     if world.rank == 0:
-        optimizer, numbers = learning.updater.state()
+        tensors, live = learning.average.state(model.tensors())
         told = {"loop": state.to_json(), "update": numbers}
         checkpoint.save(
-            directory, state.step, run.name, state.best_step, run.checkpoint.keep, model.tensors(), optimizer, told
+            directory, state.step, run.name, state.best_step, run.checkpoint.keep, tensors, {**optimizer, **live}, told
         )
     world.agree(True)  # a barrier: no rank may report a checkpoint that is not there yet
     return checkpoint.folder_of(directory, state.step)
+
+
+def _figures(learning: Learning, factor: float) -> dict[str, float]:
+    """Returns the mean losses since the last progress, and the learning rates."""
+    means = learning.tally.take()
+    _refuse_reserved("loss", means, RESERVED if len(means) == 1 else RESERVED | {"loss"})
+    rates = {"lr" if n == ONLY else f"lr/{n}": o.lr * factor for n, o in learning.run.optimizers.items()}
+    return {"loss": sum(means.values()), **({} if len(means) == 1 else means), **rates}
 
 
 def _judged(run: Run, store: Store, state: State, metrics: dict[str, float]) -> None:
@@ -276,13 +336,17 @@ def _refuse_small_batches(plan: Plan, workers: int, micro_batch_size: int | None
         )
 
 
-def _refuse_single_rows(model: nn.Module, plan: Plan, workers: int, micro_batch_size: int | None) -> None:
+def _refuse_single_rows(model: nn.Module, plan: Plan, workers: int, run: Run) -> None:
     """Batch normalisation of one row divides by nothing."""
-    if smallest_portion(plan, workers, micro_batch_size) > 1:
+    if smallest_portion(plan, workers, run.data.micro_batch_size) > 1:
         return
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
+        alone = isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(
+            layer, (SyncNorm, nn.SyncBatchNorm)
+        )
+        if alone and layer.training:
             raise UserError(
                 f"batch normalisation in '{name}' needs at least 2 rows a worker and micro-batch, and would get 1",
-                "take a larger data.batch_size, fewer resources.workers, or no data.micro_batch_size",
+                "take a larger data.batch_size, fewer resources.workers, no data.micro_batch_size, "
+                "or precision.sync_norm=true",
             )

@@ -1,4 +1,7 @@
-"""The optimizers by name, each with the settings that it has; any other class by `module:Class`."""
+"""The optimizers by name, each with the settings that it has; any other class by `module:Class`.
+
+Parameters of one rate and decay form a group (`groups`); the optimizer's state may lie in shares on the ranks.
+"""
 
 import functools
 import importlib
@@ -6,12 +9,13 @@ import inspect
 import operator
 import types
 import typing
-from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, field, make_dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
+from distributed import freezing
 from tasks.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -28,6 +32,10 @@ class Optimizer:
     name: str = "adamw"  # sgd, adam, adamw, rmsprop, adagrad, adadelta, or any class as module:Class
     lr: Annotated[float, Gt(0)] = 1e-3  # learning rate that the schedule scales
     every: Annotated[int, Ge(1)] = 1  # steps only every so many batches, as for a critic's partner
+    parts: tuple[str, ...] = ()  # PATTERN=FACTOR of lr for parameters called so, such as backbone=0.1; the first counts
+    layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0  # factor of lr from each layer to the one before it
+    decay_on: Literal["all", "matrices"] = "all"  # matrices: biases and normalisation layers are not decayed
+    l1: NotNegative = 0.0  # L1 penalty: pull of each weight towards 0, whatever its size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +80,7 @@ class Adadelta(Optimizer):
     eps: Annotated[float, Gt(0)] = 1e-6  # keeps the division finite
 
 
+_SHARED = {field.name for field in fields(Optimizer)}
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "sgd": SGD, "adam": Adam, "adamw": AdamW, "rmsprop": RMSprop, "adagrad": Adagrad, "adadelta": Adadelta,
 }  # fmt: skip
@@ -105,10 +114,7 @@ def _foreign(name: str) -> type[Optimizer]:
         hints = {}
     own: list[tuple[str, Any, Any]] = []
     for parameter in list(inspect.signature(constructor).parameters.values())[2:]:
-        if parameter.name in ("lr", "name", "every") or parameter.kind in (
-            parameter.VAR_KEYWORD,
-            parameter.VAR_POSITIONAL,
-        ):
+        if parameter.name in _SHARED or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
         default = MISSING if parameter.default is parameter.empty else parameter.default
         if default is MISSING or isinstance(default, (int, float, str, bool, tuple, type(None))):
@@ -150,16 +156,96 @@ def _import(name: str) -> Any:
                         did_you_mean(attribute, dir(importlib.import_module(module)))) from None  # fmt: skip
 
 
-def create(settings: Optimizer, parameters: Iterable["torch.nn.Parameter"]) -> "torch.optim.Optimizer":
-    """Returns torch's optimizer for these settings."""
-    import torch
+# ---- groups of parameters
 
-    values: dict[str, Any] = asdict(settings)
-    name, _ = values.pop("name"), values.pop("every")
+
+def groups(settings: Optimizer, named: Mapping[str, "torch.nn.Parameter"]) -> list[dict[str, Any]]:
+    """Returns torch's parameter groups: "params", "rate" (a factor of lr), and "weight_decay" where it is not that of
+    the settings.
+
+    `parts` come before `layer_decay` (Clark et al., 2020), whose layers are the numbered blocks of the network and the
+    children of its root, in the order in which they hold parameters. Raises UserError for a part that is not there.
+    """
+    rates = _rates(settings, list(named))
+    decays = getattr(settings, "weight_decay", 0.0) and settings.decay_on == "matrices"
+    found: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in named.items():
+        spared = bool(decays) and parameter.ndim < 2
+        group = found.setdefault((rates[name], spared), {"params": [], "rate": rates[name]})
+        if spared:
+            group["weight_decay"] = 0.0
+        group["params"].append(parameter)
+    return list(found.values())
+
+
+def _rates(settings: Optimizer, names: list[str]) -> dict[str, float]:
+    layers = list(dict.fromkeys(map(_layer_of, names)))
+    depth = {layer: len(layers) - 1 - at for at, layer in enumerate(layers)}
+    rates = {name: settings.layer_decay ** depth[_layer_of(name)] for name in names}
+    for one in reversed(settings.parts):
+        pattern, equals, factor = one.rpartition("=")
+        try:
+            rate = float(factor)
+        except ValueError:
+            rate = -1.0
+        if not equals or not 0 <= rate < float("inf"):
+            raise UserError(f"optimizer.parts={one}: expected PATTERN=FACTOR", "such as optimizer.parts=backbone=0.1")
+        rates |= dict.fromkeys(freezing.matching("optimizer.parts", pattern, names), rate)
+    return rates
+
+
+def _layer_of(name: str) -> str:
+    """The numbered block that a parameter belongs to, else the child of the root."""
+    parts = name.split(".")
+    numbered = [at for at, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbered[-1] + 1]) if numbered else parts[0]
+
+
+# ---- torch's optimizers
+
+
+def create(settings: Optimizer, parameters: Iterable[Any], *, sharded: bool = False) -> "torch.optim.Optimizer":
+    """Returns torch's optimizer for these settings; `parameters` may be groups.
+
+    `sharded`: its state lies in shares on the ranks (ZeRO, stage 1; Rajbhandari et al., 2020); a collective then.
+    """
+    values: dict[str, Any] = {name: value for name, value in asdict(settings).items() if name not in _SHARED}
     if "beta1" in values:
         values["betas"] = (values.pop("beta1"), values.pop("beta2"))
-    if name not in _CLASSES:
-        return _import(name)(parameters, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-    if name in _FUSED:
-        values["fused"] = True
-    return getattr(torch.optim, _CLASSES[name])(parameters, **values)
+    values["lr"] = settings.lr
+    if settings.name in _CLASSES:
+        cls = _unguarded(_CLASSES[settings.name])
+        if settings.name in _FUSED:
+            values["fused"] = True
+    else:
+        cls = _import(settings.name)
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    if sharded:
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
+        return ZeroRedundancyOptimizer(list(parameters), optimizer_class=cls, **values)
+    return cls(parameters, **values)
+
+
+@functools.cache
+def _unguarded(name: str) -> Any:
+    """Returns an optimizer class of torch that does not import the compiler.
+
+    Half of the time to a first step is the import of torch._dynamo, by guards that are of use only where the optimizer
+    itself is compiled. Its methods are kept from the compiler by a function that each of them remembers; and `step` is
+    the one inside the guard, called without gradients as the guard would.
+    """
+    import torch
+    from torch.optim.optimizer import Optimizer as Guarded
+
+    cls = getattr(torch.optim, name)
+    try:
+        for method in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+            inner = getattr(Guarded, method).__wrapped__
+            inner.__dynamo_disable = inner
+        step = cls.step
+        while hasattr(step, "__wrapped__"):
+            step = step.__wrapped__
+    except AttributeError:  # another torch is made otherwise: slower to start, as right
+        return cls
+    return type(name, (cls,), {"step": torch.no_grad()(step), "__module__": cls.__module__})

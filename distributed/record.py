@@ -1,19 +1,23 @@
-"""What a run leaves behind while it trains: metrics.jsonl, TensorBoard events, and metrics.parquet at the end."""
+"""What a run leaves behind while it trains: metrics.jsonl, what the writers make of it, metrics.parquet at the end."""
 
 import contextlib
-import importlib
+import functools
 import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 
-from distributed import durable
+from distributed import durable, writers
+from tasks.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 METRICS = "metrics.jsonl"
 log = logging.getLogger("whipray")
@@ -25,6 +29,44 @@ class Log:
 
     every: Annotated[int, Ge(1)] = 50  # optimizer steps between two rows of training figures
     tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl
+    writers: tuple[str, ...] = ()  # what else is told: mlflow, wandb, or what a package brings
+    machine: bool = True  # look once a second at cores, memory and device
+    images: Annotated[int, Ge(0)] = 8  # first rows of validation shown with their predictions after each; 0: none
+    histograms: bool = False  # of weights and gradients, after each validation
+    graph: bool = False  # the network's operations, for TensorBoard's Graphs
+    flops: bool = False  # count the operations of a step, which costs one, and estimate how well the device is used
+    peak_tflops: Annotated[float, Gt(0)] | None = None  # what one device can do; none: known of NVIDIA's common ones
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The names of all writers."""
+        return ("tensorboard",) * self.tensorboard + tuple(dict.fromkeys(self.writers))
+
+
+# Columns that depend on the machine and the moment, and not on what is learned; so do those that begin with "time/".
+MEASURED = frozenset({
+    "time", "samples_per_second", "cpu", "memory_mib", "host_memory_mib", "gpu", "gpu_memory_mib", "gpu_peak_mib",
+    "gpu_watt", "gpu_celsius", "tflops", "mfu",
+})  # fmt: skip
+
+
+def is_measured(column: str) -> bool:
+    return column in MEASURED or column.startswith("time/")
+
+
+def check(settings: Log) -> None:
+    """Raises UserError for what cannot be recorded: a writer that is not there, or something that nobody would get."""
+    if "tensorboard" in settings.writers:
+        raise UserError("log.writers=tensorboard: TensorBoard has a setting of its own, log.tensorboard",
+                        "leave it out of log.writers")  # fmt: skip
+    writers.check(settings.writers)
+    if settings.graph and not settings.tensorboard:
+        raise UserError("log.graph=true: only TensorBoard shows graphs", "log.tensorboard=true")
+    if settings.histograms and not settings.told:
+        raise UserError("log.histograms=true: there is nobody to be told of them",
+                        "log.tensorboard=true, or log.writers=mlflow")  # fmt: skip
+    if settings.peak_tflops and not settings.flops:
+        raise UserError("log.peak_tflops is not used: operations are not counted", "log.flops=true")
 
 
 def finite(value: float) -> float | None:
@@ -35,14 +77,19 @@ def finite(value: float) -> float | None:
 class Recorder:
     """Writes what the loop tells, one row a progress. Belongs to rank 0."""
 
-    def __init__(self, directory: Path, settings: Log, resumed_at: int | None) -> None:
-        """Rows after the step `resumed_at` are dropped: they will be written again."""
+    def __init__(
+        self, directory: Path, settings: Log, resumed_at: int | None, values: Mapping[str, Any] | None = None
+    ) -> None:
+        """Rows after the step `resumed_at` are dropped: they will be written again. `values`: the run's settings."""
         self.path = directory / METRICS
         self._torn = False  # a row could not be written, or only half of it
         self._drop_after(resumed_at if resumed_at is not None else -1)
-        self.board: _Board | None = None
-        with self._losing_a_board():
-            self.board = _Board(directory, resumed_at) if settings.tensorboard else None
+        self.writers = [
+            writers.Behind(name, functools.partial(writers.opened, name, directory, resumed_at))
+            for name in settings.told
+        ]
+        if values:
+            self._tell("settings", dict(values))
 
     def _drop_after(self, step: int) -> None:
         if self.path.exists():
@@ -50,17 +97,40 @@ class Recorder:
             durable.write(self.path, "".join(f"{durable.to_json(row)}\n" for row in kept))
 
     def add(
-        self, kind: str, epoch: int, step: int, metrics: dict[str, float], speed: dict[str, float]
+        self, kind: str, epoch: int, step: int, metrics: dict[str, float], measured: dict[str, float]
     ) -> dict[str, Any]:
-        """Records one row and returns it; a row that cannot be written stops no training."""
+        """Records one row and returns it; one that cannot be written stops no training.
+
+        `metrics` are what was learned, `measured` how fast and on what.
+        """
         row = {"kind": kind, "epoch": epoch, "step": step, "time": round(time.time(), 3)}
-        row |= {name: finite(value) for name, value in {**metrics, **speed}.items()}
+        row |= {name: finite(value) for name, value in {**metrics, **measured}.items()}
         if kind != "checkpoint":
             self._append(durable.to_json(row))
-        if self.board and metrics:
-            with self._losing_a_board():
-                self.board.scalars(f"{kind}/", step, {**metrics, **speed})
+        if metrics:
+            self._tell("scalars", kind, step, {**metrics, **measured})
         return row
+
+    def images(self, tag: str, step: int, pictures: "list[np.ndarray]") -> None:
+        """Shows pictures (height, width, 3) uint8."""
+        self._tell("images", tag, step, pictures)
+
+    def text(self, tag: str, step: int, markdown: str) -> None:
+        self._tell("text", tag, step, markdown)
+
+    def histogram(self, tag: str, step: int, counts: "np.ndarray", edges: "np.ndarray") -> None:
+        """Shows counts (N,) of the bins between edges (N + 1,)."""
+        self._tell("histogram", tag, step, counts, edges)
+
+    def graph(self, definition: bytes) -> None:
+        """Shows a GraphDef, which TensorBoard alone can do."""
+        for writer in self.writers:
+            if writer.name == "tensorboard":
+                writer.do("graph", definition)
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        for writer in self.writers:
+            writer.do(method, *arguments)
 
     def _append(self, line: str) -> None:
         try:
@@ -70,26 +140,14 @@ class Recorder:
             self._torn = True
             log.warning("%s: a row was lost: %s", self.path, error.strerror)
 
-    @contextlib.contextmanager
-    def _losing_a_board(self) -> Iterator[None]:
-        """TensorBoard events that cannot be written are given up, with a warning; the training goes on."""
-        try:
-            yield
-        except OSError as error:
-            self.board = None
-            log.warning("TensorBoard events are lost from here on: %s", error.strerror or error)
-
     def close(self) -> None:
         """Writes out what is still held back; to be called however the run ends."""
-        if self.board:
-            with self._losing_a_board():
-                self.board.close()
+        for writer in self.writers:
+            writer.close()
 
-    def conclude(self, values: dict[str, Any], figures: dict[str, float], best_step: int) -> None:
-        """Ends the record of a finished run: HParams for TensorBoard, and one Parquet table of all rows."""
-        if self.board:
-            with self._losing_a_board():
-                self.board.hparams(values, figures, best_step)
+    def conclude(self, figures: dict[str, float], best_step: int) -> None:
+        """Ends the record of a finished run: figures of its best checkpoint, and one Parquet table of all rows."""
+        self._tell("scalars", "best", best_step, figures)
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -113,39 +171,3 @@ def rows_of(text: str) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict) and "step" in row]
-
-
-class _Board:
-    """TensorBoard events, written without torch or TensorFlow."""
-
-    def __init__(self, directory: Path, resumed_at: int | None) -> None:
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        # Modules of generated classes, which no type checker sees.
-        self.events: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
-        self.summaries: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2")
-        self.writer = EventFileWriter(str(directory), max_queue_size=100, flush_secs=10)
-        if resumed_at is not None:
-            # TensorBoard forgets what an earlier process wrote after this step.
-            log = self.events.SessionLog
-            start = log(status=log.START)
-            self.writer.add_event(self.events.Event(wall_time=time.time(), step=resumed_at + 1, session_log=start))
-
-    def _add(self, step: int, summary: Any) -> None:
-        self.writer.add_event(self.events.Event(wall_time=time.time(), step=step, summary=summary))
-
-    def scalars(self, prefix: str, step: int, values: dict[str, float]) -> None:
-        value = self.summaries.Summary.Value
-        tagged = [value(tag=f"{prefix}{name}", simple_value=number) for name, number in values.items()]
-        self._add(step, self.summaries.Summary(value=tagged))
-
-    def hparams(self, values: dict[str, Any], figures: dict[str, float], best_step: int) -> None:
-        """Settings and final figures, as TensorBoard's HParams table takes them."""
-        from tensorboard.plugins.hparams import summary_v2
-
-        plain = {n: v if isinstance(v, (bool, int, float, str)) else str(v) for n, v in values.items()}
-        self._add(0, summary_v2.hparams_pb(plain))
-        self.scalars("best/", best_step, figures)
-
-    def close(self) -> None:
-        self.writer.close()

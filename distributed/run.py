@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Gt
 
-from distributed import catalogue, config, optimizers, schedules
+from distributed import averaging, catalogue, config, optimizers, schedules
+from distributed.averaging import Averaging
 from distributed.checkpoint import Checkpoints
 from distributed.config import Given, Givens, Setting
 from distributed.data.settings import Data
 from distributed.optimizers import Optimizer
+from distributed.parallel import Parallel
 from distributed.precision import Precision
 from distributed.record import Log
-from distributed.resources import Resources
+from distributed.resources import Resources, Workers
 from distributed.schedules import Schedule
 from tasks.errors import UserError, did_you_mean
 
@@ -32,22 +34,31 @@ class Train:
     steps: Annotated[int, Ge(1)] | None = None  # stop after so many optimizer steps, whatever the epochs
     seed: int = 0  # of initial weights, order of rows, augmentation and dropout
     objective: str | None = None  # metric of the validation split that decides; none: the task's first; or "loss"
+    init_from: str | None = None  # weights to begin with: RUN, FILE (.safetensors, .pth, .pt) or torchvision/NAME
     clip_norm: Annotated[float, Gt(0)] | None = None  # most that the gradient's norm may be, each optimizer apart
+    clip_value: Annotated[float, Gt(0)] | None = None  # most that each number of the gradient may be, up and down
+    max_skipped: Annotated[int, Ge(0)] = 0  # steps in a row that are left out where the gradient is not finite
+    freeze: tuple[str, ...] = ()  # parameters that do not learn: names, parts of the network, patterns with *
+    unfreeze: tuple[str, ...] = ()  # PATTERN@EPOCH: what of them learns from an epoch on, counted from 0
     patience: Annotated[int, Ge(1)] | None = None  # stop after so many evaluations without a new best
+    detect_anomaly: bool = False  # name the operation whose gradient is NaN, and where it was called; slow
+    profile: bool = False  # trace the steps between the first two rows of training figures, into profile/
 
 
 PLAIN: dict[str, type] = {
-    "data": Data, "precision": Precision, "train": Train, "checkpoint": Checkpoints, "log": Log, "resources": Resources,
+    "data": Data, "precision": Precision, "train": Train, "parallel": Parallel, "checkpoint": Checkpoints, "log": Log,
+    "resources": Resources,
 }  # fmt: skip
 # Groups whose settings depend on which of them is named.
 NAMED: dict[str, tuple[type, Any, Mapping[str, type]]] = {
     "optimizer": (Optimizer, optimizers.settings_class, optimizers.OPTIMIZERS),
     "schedule": (Schedule, schedules.settings_class, schedules.SCHEDULES),
+    "averaging": (Averaging, averaging.settings_class, averaging.AVERAGES),
 }
 # What an unfinished run may change when it goes on: everything else would make it another training.
 MAY_CHANGE = (
-    "train.epochs", "resources.", "log.", "checkpoint.", "data.workers", "data.prefetch",
-    "data.resident", "data.max_bad",
+    "train.epochs", "resources.", "parallel.", "log.", "checkpoint.", "data.workers", "data.prefetch",
+    "data.resident", "data.max_bad", "train.detect_anomaly", "train.profile",
 )  # fmt: skip
 
 
@@ -60,6 +71,8 @@ class Run:
     data: Data
     optimizers: dict[str, Optimizer]  # one an entry of the model
     schedule: Schedule
+    averaging: Averaging
+    parallel: Parallel
     precision: Precision
     train: Train
     checkpoint: Checkpoints
@@ -135,8 +148,8 @@ def resolve(task_name: str, given: Givens, runs: Path = Path("runs")) -> Run:
     if named and catalogue.canonical(str(named.value)) != catalogue.canonical(task_name):
         raise UserError(f"task.name={named.value} ({named.origin}): these settings are not of '{task_name}'",
                         f"whipray train {named.value} ...")  # fmt: skip
-    given = {name: value for name, value in given.items() if name != "task.name"}
-    for name in ("optimizer.name", "schedule.name"):
+    given = _anchored({name: value for name, value in given.items() if name != "task.name"})
+    for name in (f"{group}.name" for group in NAMED):
         if name in given and isinstance(given[name].value, str):
             NAMED[name.partition(".")[0]][1](given[name].value)  # a misspelt name needs no torch to be found
 
@@ -146,9 +159,9 @@ def resolve(task_name: str, given: Givens, runs: Path = Path("runs")) -> Run:
     recipe = {name: Given(value, "recipe") for name, value in task.recipe.items()}
     groups = {group: config.build(kind, group, {**recipe, **given}) for group, kind in PLAIN.items()}
     base, entries = _optimizers(cls, recipe, given)
-    schedule = _named("schedule", recipe, given)
+    schedule, average = _named("schedule", recipe, given), _named("averaging", recipe, given)
 
-    objects = {"task": task, **groups, "optimizer": base, "schedule": schedule}
+    objects = {"task": task, **groups, "optimizer": base, "schedule": schedule, "averaging": average}
     values: dict[str, Any] = {"task.name": catalogue.canonical(task_name)}
     for prefix, instance in objects.items():
         values |= {name: _value(instance, name, prefix) for name in config.settings_of(type(instance), prefix)}
@@ -159,15 +172,33 @@ def resolve(task_name: str, given: Givens, runs: Path = Path("runs")) -> Run:
             values[name] = getattr(entries[entry], shared.rpartition(".")[2])
             origins[name] = given[name].origin if name in given else origins.get(shared, "default")
     return Run(
-        catalogue.canonical(task_name), task, optimizers=entries, schedule=schedule, values=values, origins=origins,
+        catalogue.canonical(task_name), task, optimizers=entries, schedule=schedule, averaging=average, values=values,
+        origins=origins,
         runs=runs.absolute(), **groups,
     )  # fmt: skip
+
+
+def _anchored(given: Givens) -> Givens:
+    """Makes the path of `train.init_from` absolute, where it is one: workers stand elsewhere.
+
+    Raises UserError for `last`, which would be this very run as soon as it has begun.
+    """
+    one = given.get("train.init_from")
+    if one is None or not isinstance(one.value, str):
+        return given
+    if one.value == "last":
+        raise UserError(f"train.init_from=last ({one.origin}): when this run goes on, the last run is itself",
+                        "name the run; `whipray runs` lists them")  # fmt: skip
+    path = Path(one.value).expanduser()
+    if not (path.is_file() or (path / "config.yaml").is_file()):
+        return given  # TASK/NAME, a name, torchvision/NAME, or a mistake
+    return {**given, "train.init_from": dataclasses.replace(one, value=str(path.absolute()))}
 
 
 def _value(instance: Any, name: str, prefix: str) -> Any:
     for part in name.removeprefix(f"{prefix}.").split("."):
         instance = getattr(instance, part)
-    return instance
+    return instance.plain if isinstance(instance, Workers) else instance
 
 
 def _check_task_names(cls: type, given: Givens) -> None:

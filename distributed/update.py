@@ -1,4 +1,4 @@
-"""From losses to changed parameters: accumulate, scale, clip, schedule, step; for one optimizer or several."""
+"""From losses to changed parameters: accumulate, scale, penalise, clip, step; for one optimizer or several."""
 
 import contextlib
 import math
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from distributed import optimizers
 from distributed.optimizers import Optimizer
+from distributed.parallel import Parallel
 from distributed.precision import Precision
+from distributed.run import Train
+from distributed.timing import Times
 from distributed.world import World, plain
 from tasks.errors import UserError
 
@@ -35,42 +38,68 @@ class Updater:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        settings: dict[str, Optimizer],
-        precision: Precision,
-        clip_norm: float | None,
-        world: World,
-    ) -> None:
-        self.precision, self.clip_norm, self.world = precision, clip_norm, world
+        self, model: nn.Module, settings: dict[str, Optimizer], precision: Precision, world: World, *,
+        train: Train = Train(), parallel: Parallel = Parallel(), times: Times | None = None,
+    ) -> None:  # fmt: skip
+        self.train, self.world, self.times = train, world, times or Times()
         self.scaler = precision.scaler(world.device)
+        self.sharded = parallel.shard_optimizer and world.size > 1
         modules = dict(model.items()) if isinstance(model, nn.ModuleDict) else {ONLY: model}
         self.entries: dict[str, Entry] = {}
         for name, module in modules.items():
-            parameters = [p for p in module.parameters() if p.requires_grad]
-            if parameters:
+            named = {n: p for n, p in plain(module).named_parameters() if p.requires_grad}
+            if named:
                 one = settings[name]
-                self.entries[name] = Entry(module, one, optimizers.create(one, parameters), parameters)
+                groups = optimizers.groups(one, named)
+                optimizer = optimizers.create(one, groups, sharded=self.sharded)
+                self.entries[name] = Entry(module, one, optimizer, list(named.values()))
         if not self.entries:
             raise UserError("the model has no parameters to train", "build() must return a network that can learn")
+        if train.max_skipped and precision.dtype == "float16":
+            raise UserError("train.max_skipped: with precision.dtype=float16 the loss scaler skips steps already",
+                            "leave it out")  # fmt: skip
+
+    def modules(self) -> list[nn.Module]:
+        """The modules that learn, as the ranks share them."""
+        return [entry.module for entry in self.entries.values()]
 
     def accumulate(self, step: int, weight: float, *, last: bool) -> "Accumulate":
         return Accumulate(self, step, weight, last=last)
 
-    def apply(self, step: int, factor: float) -> None:
-        """Steps every optimizer that has gradients, in the order of the entries, and drops the gradients."""
+    def apply(self, step: int, factor: float) -> bool:
+        """Steps every optimizer that has gradients, in the order of the entries, and drops the gradients.
+
+        Returns False where train.max_skipped is set and a gradient is not finite: then nothing has changed.
+        """
         stepping = [entry for entry in self.entries.values() if step % entry.settings.every == 0]
+        sound = not self.train.max_skipped or _are_finite(stepping)  # the one look that waits for the device
+        if sound:
+            for entry in stepping:
+                for group in entry.optimizer.param_groups:
+                    group["lr"] = entry.settings.lr * factor * group["rate"]
+                self._limit(entry)
+                self.scaler.step(entry.optimizer)
+            if stepping:
+                self.scaler.update()
         for entry in stepping:
-            for group in entry.optimizer.param_groups:
-                group["lr"] = entry.settings.lr * factor
-            if self.clip_norm is not None:
-                self.scaler.unscale_(entry.optimizer)
-                torch.nn.utils.clip_grad_norm_(entry.parameters, self.clip_norm)
-            self.scaler.step(entry.optimizer)
-        if stepping:
-            self.scaler.update()
-        for entry in stepping:
-            entry.optimizer.zero_grad(set_to_none=True)
+            for parameter in entry.parameters:
+                parameter.grad = None
+        return sound
+
+    def _limit(self, entry: Entry) -> None:
+        """Adds the L1 penalty to the gradients, and clips them: first each number, then their norm."""
+        norm, value, penalty = self.train.clip_norm, self.train.clip_value, entry.settings.l1
+        if norm is None and value is None and not penalty:
+            return
+        self.scaler.unscale_(entry.optimizer)
+        if penalty:
+            having = [p for p in entry.parameters if p.grad is not None]
+            signs = torch._foreach_sign([p.detach() for p in having])
+            torch._foreach_add_([p.grad for p in having], signs, alpha=penalty)
+        if value is not None:
+            nn.utils.clip_grad_value_(entry.parameters, value)
+        if norm is not None:
+            nn.utils.clip_grad_norm_(entry.parameters, norm)
 
     def is_finite(self) -> bool:
         """Whether all weights that learn are finite; waits for the device."""
@@ -80,51 +109,84 @@ class Updater:
     # ---- state
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Returns the optimizers' tensors as `optimizer/<parameter>/<slot>`, and their plain numbers."""
+        """Returns the optimizers' tensors as `optimizer/<parameter>/<slot>`, and their plain numbers.
+
+        Where the state is sharded it is a collective, and whole on rank 0 only.
+        """
         tensors: dict[str, Tensor] = {}
         numbers: dict[str, Any] = {}
-        for name, parameter, slots in self._slots():
-            for slot, value in slots.get(parameter, {}).items():
-                key = f"optimizer/{name}/{slot}"
-                if isinstance(value, Tensor):
-                    tensors[key] = value.detach().contiguous()
-                else:
-                    numbers[key] = value
-        groups = {name: _counters(entry.optimizer) for name, entry in self.entries.items()}
+        groups: dict[str, Any] = {}
+        for name, entry in self.entries.items():
+            told = self._whole(entry.optimizer)
+            parameters = self._names(name, entry)
+            for at, slots in told["state"].items():
+                for slot, value in slots.items():
+                    key = f"optimizer/{parameters[at]}/{slot}"
+                    if isinstance(value, Tensor):
+                        tensors[key] = value.detach().contiguous()
+                    else:
+                        numbers[key] = value
+            groups[name] = [_counters(group) for group in told["param_groups"]]
         return tensors, {"slots": numbers, "groups": groups, "scaler": self.scaler.state_dict()}
 
+    def _whole(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        if self.sharded:
+            optimizer.consolidate_state_dict(to=0)  # type: ignore[missing-attribute]
+            if self.world.rank != 0:
+                return {"state": {}, "param_groups": []}
+        return optimizer.state_dict()
+
+    def _names(self, entry_name: str, entry: Entry) -> list[str]:
+        """The names of an entry's parameters, in the order of its optimizer's groups."""
+        prefix = "" if entry_name == ONLY else f"{entry_name}."
+        names = {id(p): prefix + name for name, p in plain(entry.module).named_parameters()}
+        return [names[id(p)] for group in entry.optimizer.param_groups for p in group["params"]]
+
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Takes back what `state` gave."""
+        """Takes back what `state` gave; parameters that have learned nothing yet begin anew."""
         by_parameter: dict[str, dict[str, Any]] = {}
         for key, value in [*tensors.items(), *numbers["slots"].items()]:
             name, slot = key.removeprefix("optimizer/").rsplit("/", 1)
             by_parameter.setdefault(name, {})[slot] = value
-        names = {id(parameter): name for name, parameter, _ in self._slots()}
         for name, entry in self.entries.items():
-            saved = entry.optimizer.state_dict()
-            order = [p for group in entry.optimizer.param_groups for p in group["params"]]
-            saved["state"] = {
-                i: by_parameter[names[id(p)]] for i, p in enumerate(order) if names[id(p)] in by_parameter
-            }
-            for group, counters in zip(saved["param_groups"], numbers["groups"][name], strict=True):
-                group |= counters
+            learning = [p for group in entry.optimizer.param_groups for p in group["params"]]
+            slots = [by_parameter.get(parameter) for parameter in self._names(name, entry)]
+            saved = {"state": {}, "param_groups": []}
+            for at, (parameter, found) in enumerate(zip(learning, slots, strict=True)):
+                if found:
+                    saved["state"][at] = {slot: _laid_out(value, parameter) for slot, value in found.items()}
+            at, counters = 0, {group["key"]: group for group in numbers["groups"][name]}
+            for group in entry.optimizer.param_groups:
+                plain_group = {key: value for key, value in group.items() if key != "params"}
+                places = list(range(at, at := at + len(group["params"])))
+                known = counters.get(_key(group), {})
+                counted = {key: value for key, value in known.items() if key in group}
+                saved["param_groups"].append({**plain_group, **counted, "params": places})
             entry.optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(numbers["scaler"])
 
-    def _slots(self) -> Iterable[tuple[str, nn.Parameter, dict[nn.Parameter, dict[str, Any]]]]:
-        for entry_name, entry in self.entries.items():
-            prefix = "" if entry_name == ONLY else f"{entry_name}."
-            for name, parameter in plain(entry.module).named_parameters():
-                if parameter.requires_grad:
-                    yield prefix + name, parameter, entry.optimizer.state  # type: ignore[misc]
+
+def _are_finite(entries: Iterable[Entry]) -> bool:
+    gradients = [p.grad for entry in entries for p in entry.parameters if p.grad is not None]
+    return not gradients or bool(torch.isfinite(nn.utils.get_total_norm(gradients)))
 
 
-def _counters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The numbers of each parameter group but the rate: some optimizers count there."""
-    return [
-        {k: v for k, v in group.items() if isinstance(v, (int, float)) and k != "lr" and math.isfinite(v)}
-        for group in optimizer.param_groups
-    ]
+def _laid_out(value: Any, parameter: Tensor) -> Any:
+    """A tensor of an optimizer's state in the memory layout of its parameter: fused kernels go by the memory."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or parameter.is_contiguous():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def _key(group: dict[str, Any]) -> str:
+    """What tells a group from the others, whatever parameters have joined it meanwhile."""
+    return f"{group['rate']!r}/{group.get('weight_decay', 0.0)!r}"
+
+
+def _counters(group: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a parameter group but the rate: some optimizers count there."""
+    plain_numbers = {k: v for k, v in group.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+    return {**{k: v for k, v in plain_numbers.items() if k not in ("lr", "rate")}, "key": _key(group)}
 
 
 class Accumulate:
@@ -153,9 +215,10 @@ class Accumulate:
         with torch.autocast(updater.world.device.type, enabled=False):
             # The gradients of other entries are not this loss's affair, frozen or not.
             inputs = entry.parameters if len(updater.entries) > 1 else None
-            updater.scaler.scale(loss).backward(inputs=inputs)
+            with updater.times.within("backward"):
+                updater.scaler.scale(loss).backward(inputs=inputs)
 
     def sync(self) -> contextlib.AbstractContextManager[None]:
         """Returns the context of the micro-batch: ranks exchange gradients in the last one only."""
-        modules = [] if self.last else [entry.module for entry in self.updater.entries.values()]
+        modules = [] if self.last else self.updater.modules()
         return self.updater.world.no_sync(*modules)

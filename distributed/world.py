@@ -10,6 +10,8 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from distributed.parallel import Parallel
+
 CPU = torch.device("cpu")
 TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -22,12 +24,34 @@ class World:
     size: int = 1
     device: torch.device = CPU
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module, parallel: Parallel = Parallel()) -> nn.Module:
         """Returns the module with its gradients averaged over the ranks during backward."""
         if self.size == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
-        devices = None if self.device.type == "cpu" else [self.device]
-        return DistributedDataParallel(module, device_ids=devices, forward_sync_buffers=False)
+        wrapped = DistributedDataParallel(
+            module, device_ids=None if self.device.type == "cpu" else [self.device], forward_sync_buffers=False,
+            bucket_cap_mb=parallel.bucket_mib, gradient_as_bucket_view=parallel.bucket_views,
+            static_graph=parallel.static_graph, find_unused_parameters=parallel.find_unused,
+        )  # fmt: skip
+        if parallel.compress != "none":
+            from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+            hooks = {"bfloat16": default_hooks.bf16_compress_hook, "float16": default_hooks.fp16_compress_hook}
+            wrapped.register_comm_hook(None, hooks[parallel.compress])
+        return wrapped
+
+    def seed(self, value: int) -> None:
+        """Seeds the generators of the CPU and of this rank's device. No collective.
+
+        As torch.manual_seed does, which asks all kinds of devices, and keeps a stack of calls for those that are not
+        there: half a millisecond each time.
+        """
+        torch.default_generator.manual_seed(value)
+        if self.device.type == "cuda":
+            torch.cuda.init()
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(value)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(value)
 
     @property
     def sums(self) -> torch.dtype:

@@ -1,16 +1,23 @@
-"""The usual metrics as `Metric`s of the task contract, by torchmetrics, mergeable over any number of workers."""
+"""The usual metrics as `Metric`s of the task contract, mergeable over any number of workers.
 
-from typing import Any
+The three that nearly every run asks for are a few sums each; the rest is torchmetrics, whose import takes as long as
+that of torch, and would stand before the first step.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torchmetrics
-from torchmetrics import classification, regression
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import torchmetrics
 
 
 class FromTorchmetrics:
     """A torchmetrics metric behind the `Metric` protocol."""
 
-    def __init__(self, metric: torchmetrics.Metric, *, higher_is_better: bool | None = None) -> None:
+    def __init__(self, metric: "torchmetrics.Metric", *, higher_is_better: bool | None = None) -> None:
         known = metric.higher_is_better if higher_is_better is None else higher_is_better
         if known is None:
             raise TypeError(f"say whether a higher {type(metric).__name__} is better: higher_is_better=True or False")
@@ -48,30 +55,90 @@ def _to_cpu(value: Any) -> Any:
     return value.double() if value.is_floating_point() else value
 
 
-def accuracy() -> FromTorchmetrics:
-    """Share of rows whose class is predicted right."""
-    return FromTorchmetrics(_Share().set_dtype(torch.float64))
+class Sums:
+    """A figure that follows from some sums over the rows, kept in float64."""
 
-
-class _Share(torchmetrics.MeanMetric):
     higher_is_better = True
 
-    def update(self, value: torch.Tensor, weight: torch.Tensor) -> None:  # type: ignore[override]
-        super().update((value == weight).double())  # predicted and true classes, (B,) each
+    def __init__(self) -> None:
+        self.count = 0  # of updates
+        self.sums = [0.0]
+
+    def parts(self, predicted: Tensor, target: Tensor) -> list[Tensor | float]:
+        """What some rows add to each of the sums."""
+        raise NotImplementedError
+
+    def figure(self, *sums: float) -> float:
+        """What follows from the sums; NaN where it is not defined."""
+        raise NotImplementedError
+
+    def update(self, predicted: Tensor, target: Tensor) -> None:
+        parts = [float(part) for part in self.parts(predicted.detach(), target.detach())]
+        self.sums = [mine + part for mine, part in zip(self.sums, parts, strict=True)] if self.count else parts
+        self.count += 1
+
+    def state(self) -> dict[str, Any]:
+        return {"count": self.count, "sums": self.sums}
+
+    def merge(self, states: list[dict[str, Any]]) -> None:
+        seen = [state["sums"] for state in states if state["count"]]
+        self.count = sum(state["count"] for state in states)
+        self.sums = [math.fsum(parts) for parts in zip(*seen, strict=True)]
+
+    def compute(self) -> float:
+        return self.figure(*self.sums) if self.count else float("nan")
+
+
+class _Accuracy(Sums):
+    def parts(self, predicted: Tensor, target: Tensor) -> list[Tensor | float]:
+        return [(predicted == target).sum(), target.numel()]
+
+    def figure(self, *sums: float) -> float:
+        right, rows = sums
+        return right / rows if rows else float("nan")
+
+
+class _RMSE(Sums):
+    higher_is_better = False
+
+    def parts(self, predicted: Tensor, target: Tensor) -> list[Tensor | float]:
+        return [(predicted.double() - target.double()).square().sum(), target.numel()]
+
+    def figure(self, *sums: float) -> float:
+        squared, values = sums
+        return math.sqrt(squared / values) if values else float("nan")
+
+
+class _R2(Sums):
+    def parts(self, predicted: Tensor, target: Tensor) -> list[Tensor | float]:
+        wanted = target.double()
+        return [(predicted.double() - wanted).square().sum(), wanted.sum(), wanted.square().sum(), target.numel()]
+
+    def figure(self, *sums: float) -> float:
+        residual, total, squares, values = sums
+        spread = squares - total * total / values if values else 0.0
+        return 1 - residual / spread if spread > 0 else float("nan")
+
+
+def accuracy() -> Sums:
+    """Share of rows whose class is predicted right."""
+    return _Accuracy()
 
 
 def f1(classes: int) -> FromTorchmetrics:
     """F1 of every class, averaged; of the second class alone where there are two."""
+    from torchmetrics import classification
+
     if classes == 2:
         return FromTorchmetrics(classification.BinaryF1Score())
     return FromTorchmetrics(classification.MulticlassF1Score(num_classes=classes, average="macro"))
 
 
-def rmse() -> FromTorchmetrics:
+def rmse() -> Sums:
     """Root of the mean squared error, in the target's unit."""
-    return FromTorchmetrics(regression.MeanSquaredError(squared=False).set_dtype(torch.float64))
+    return _RMSE()
 
 
-def r2() -> FromTorchmetrics:
+def r2() -> Sums:
     """Share of the target's variance that is explained: 1 is perfect, 0 is no better than the mean."""
-    return FromTorchmetrics(regression.R2Score().set_dtype(torch.float64))
+    return _R2()

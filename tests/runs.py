@@ -34,7 +34,7 @@ def train(tmp_path: Path, stores: Path, task: str, *words: str, name: str = "run
 def rows(one: Job) -> list[dict[str, Any]]:
     """Returns the recorded rows without what depends on the clock."""
     return [
-        {k: v for k, v in row.items() if k not in ("time", "samples_per_second")}
+        {k: v for k, v in row.items() if not record.is_measured(k)}
         for row in record.read(one.directory / record.METRICS)
     ]
 
@@ -54,3 +54,13 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     if a.keys() != b.keys() or any(a[n].shape != b[n].shape for n in a):
         return float("inf")
     return max(float((a[n].double() - b[n].double()).abs().max()) for n in a if a[n].numel())
+
+
+def work_until(world: World, plain: dict[str, Any], step: int | None) -> None:
+    """Trains a job on one rank of a pool, until a step where one is given: a checkpoint is saved there."""
+    done = [0]
+
+    def show(row: dict[str, Any]) -> None:
+        done[0] = row["step"]
+
+    job.work(Job.from_plain(plain), world, show, lambda: step is not None and done[0] >= step)

@@ -89,6 +89,11 @@ class Loader:
         sizes = [portion.own for portion in self._lead.portions(epoch, k, most)]
         return sizes, (self._next((epoch, k, index, most)) for index in range(len(sizes)))
 
+    def rows_of(self, epoch: int, k: int, index: int, most: int | None = None) -> list[int]:
+        """Returns the rows of one of this rank's micro-batches; of several domains those of the longest."""
+        portion = self._lead.portions(epoch, k, most)[index]
+        return portion.rows[: portion.own].tolist()
+
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Yields this rank's contiguous share of the split, each row once, for evaluation.
 

@@ -11,7 +11,7 @@ from distributed.data.store import Store
 from distributed.evaluation import Evaluator
 from distributed.hosts import job
 from distributed.hosts.job import Job
-from distributed.loop import train
+from distributed.loop import begin, learn, train
 from distributed.model import Model, read
 from distributed.world import World
 from tasks.errors import RunFailed, UserError
@@ -219,3 +219,71 @@ def test_the_figure_of_three_workers_is_that_of_one_also_where_a_rank_has_no_row
     alone = _figures(World(), one.to_plain(), rows)
     for figures in ranks(3, _figures, one.to_plain(), rows):
         assert figures == pytest.approx(alone, abs=1e-12)
+
+
+POISON = """
+from tasks.digits import Digits
+
+
+class Poisoned(Digits):
+    at: int = 7  # training row whose loss is not a number; below 0: all
+
+    def loss(self, model, batch):
+        wrong = model.training and bool(((batch["row"] == self.at) | (self.at < 0)).any())
+        return {name: loss * (float("nan") if wrong else 1) for name, loss in super().loss(model, batch).items()}
+"""
+
+
+@pytest.fixture
+def poisoned(tmp_path) -> str:
+    (tmp_path / "poison.py").write_text(POISON)
+    return f"{tmp_path}/poison.py:Poisoned"
+
+
+def of_the_row(one: Job, row: int) -> int:
+    """The step of the first epoch in which a training row is met."""
+    learning = begin(one.run, Store(one.store, dict(one.run.task.fields)), World(), None)
+    return next(step for step in range(learning.plan.steps) if row in learning.rows_of(step, 0))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_loss_that_is_not_finite_is_named_with_its_step_rank_and_rows(tmp_path, stores, ranks, poisoned, size):
+    one = runs.begin(tmp_path, stores, poisoned, *SMALL, "log.every=1000", "train.epochs=1")
+    step = of_the_row(one, 7)
+    with pytest.raises(
+        RunFailed, match=rf"the loss 'cross_entropy' is nan at step {step} on rank \d \(training rows"
+    ) as told:
+        ranks(size, runs.work, one.to_plain())
+    assert told.value.step == step
+    assert 7 in told.value.rows
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_steps_that_are_not_finite_can_be_left_out(tmp_path, stores, ranks, poisoned, size):
+    words = (*SMALL, "train.epochs=2", "train.max_skipped=1", "precision.dtype=float64")
+    one = runs.begin(tmp_path, stores, poisoned, *words)
+    ranks(size, runs.work, one.to_plain())
+    assert all(torch.isfinite(tensor).all() for tensor in runs.parameters(one).values())
+    assert runs.summary(one)["epochs"] == 2
+
+
+def test_a_step_that_is_left_out_changes_nothing(tmp_path, stores, poisoned, caplog):
+    one = runs.begin(tmp_path, stores, poisoned, *SMALL, "train.max_skipped=1")
+    learning = begin(one.run, Store(one.store, dict(one.run.task.fields)), World(), None)
+    learning.state.step = of_the_row(one, 7)
+    before = {name: tensor.clone() for name, tensor in learning.model.tensors().items()}
+    learn(learning)
+    assert runs.distance(before, learning.model.tensors()) == 0
+    assert learning.updater.state()[0] == {}
+    assert f"at step {learning.state.step} on rank 0" in caplog.text
+    assert learning.tally.take() == {}
+
+
+def test_too_many_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path, stores, poisoned):
+    with pytest.raises(RunFailed, match="at step 2 on rank 0 .*, 3 steps in a row"):
+        runs.train(tmp_path, stores, poisoned, *SMALL, "task.at=-1", "train.max_skipped=2")
+
+
+def test_float16_has_its_own_way_of_leaving_steps_out(tmp_path, stores):
+    with pytest.raises(UserError, match="the loss scaler skips steps already"):
+        runs.train(tmp_path, stores, "digits", *SMALL, "train.max_skipped=2", "precision.dtype=float16")

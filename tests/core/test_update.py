@@ -6,6 +6,7 @@ from torch import nn
 
 from distributed.optimizers import OPTIMIZERS, create, settings_class
 from distributed.precision import Precision
+from distributed.run import Train
 from distributed.update import Updater
 from distributed.world import World
 from tasks.task import frozen
@@ -24,7 +25,7 @@ def updater_of(
 ) -> Updater:
     names = list(module) if isinstance(module, nn.ModuleDict) else ["model"]
     one = {name: settings.get(name, SGD(name="sgd", lr=1.0)) for name in names}
-    return Updater(module, one, precision, clip_norm, World())
+    return Updater(module, one, precision, World(), train=Train(clip_norm=clip_norm))
 
 
 def weight(net: nn.Module) -> float:

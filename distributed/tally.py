@@ -1,0 +1,103 @@
+"""The losses of the steps since figures were last taken, and which of them was the first that is not finite."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from distributed.world import World
+from tasks.errors import RunFailed
+
+Told = list[tuple[dict[str, Tensor], float]]  # of a step: the losses of each micro-batch, and its units
+ADVICE = "a smaller optimizer.lr or train.clip_norm=1 often helps"
+SHOWN = 8  # rows that a message names
+
+
+class Odd(NamedTuple):
+    """A loss that is not finite, and where it arose."""
+
+    step: int
+    micro_batch: int
+    rank: int
+    loss: str
+    value: float
+    rows: list[int]  # of the training split
+
+    def __str__(self) -> str:
+        rows = ", ".join(map(str, self.rows[:SHOWN])) + (" ..." if len(self.rows) > SHOWN else "")
+        return f"the loss '{self.loss}' is {self.value} at step {self.step} on rank {self.rank} (training rows {rows})"
+
+
+def failure(words: str, where: Odd | int) -> RunFailed:
+    """Returns the end of a training that cannot go on; it carries `step`, and where known `rank` and `rows`."""
+    error = RunFailed(f"{words}: {ADVICE}")
+    error.__dict__.update(where._asdict() if isinstance(where, Odd) else {"step": where})
+    return error
+
+
+class Tally:
+    """Sums of losses over units, since figures were last taken.
+
+    The losses stay where they are until then: reading one would wait for the device.
+    """
+
+    def __init__(self, world: World, sums: dict[str, float], units: float) -> None:
+        self.world = world
+        self.sums = {n: torch.tensor(v, dtype=world.sums, device=world.device) for n, v in sums.items()}
+        self.units = units
+        self.window: list[tuple[int, Told]] = []  # steps, and what each of them told
+        self.rows_of: Callable[[int, int], list[int]] = lambda step, micro_batch: []
+
+    def add(self, step: int, told: Told) -> None:
+        self.window.append((step, told))
+
+    def take(self) -> dict[str, float]:
+        """Returns the mean losses over all ranks, and begins anew; raises RunFailed where one is not finite."""
+        sums, units = self.over_ranks()
+        means = {name: value / max(units, 1e-9) for name, value in sums.items()}
+        self.refuse_odd(means)
+        self.sums, self.units, self.window = {}, 0.0, []
+        return means
+
+    def over_ranks(self) -> tuple[dict[str, float], float]:
+        """Returns the sums of all ranks, and their units; a rank may have met losses that others have not."""
+        own, own_units = self._summed()
+        names = list(dict.fromkeys(name for mine in self.world.gather(list(own)) for name in mine))
+        mine = [float(own.get(name, 0.0)) for name in names]
+        *sums, units = self.world.total(
+            torch.tensor([*mine, own_units], dtype=self.world.sums, device=self.world.device)
+        ).tolist()
+        return dict(zip(names, sums, strict=True)), units
+
+    def _summed(self) -> tuple[dict[str, Tensor], float]:
+        """Sums and units of this rank, added in the order of the steps, so that a resume adds up to the same bits."""
+        sums, units = dict(self.sums), self.units
+        for _, told in self.window:
+            for losses, part in told:
+                for name, loss in losses.items():
+                    value = loss.to(self.world.sums) * part if part else loss.new_zeros((), dtype=self.world.sums)
+                    sums[name] = sums[name] + value if name in sums else value
+                units += part
+        return sums, units
+
+    def refuse_odd(self, figures: dict[str, float]) -> None:
+        """Raises RunFailed naming step, rank and rows where a figure of the losses is not finite."""
+        name = next((name for name, value in figures.items() if not math.isfinite(value)), None)
+        if name is None:
+            return
+        odd = self.first_odd(self.window)
+        raise failure(str(odd), odd) if odd else RunFailed(f"the loss '{name}' is {figures[name]}: {ADVICE}")
+
+    def first_odd(self, window: list[tuple[int, Told]]) -> Odd | None:
+        """Returns the first loss of any rank that is not finite, the same on all ranks; a collective."""
+        mine = [
+            Odd(step, index, self.world.rank, name, float(loss), self.rows_of(step, index))
+            for step, told in window
+            for index, (losses, part) in enumerate(told)
+            for name, loss in losses.items()
+            if part and not math.isfinite(loss)
+        ]
+        found = [odd for first in self.world.gather(mine[:1]) for odd in first]
+        return min(found, key=lambda odd: odd[:3], default=None)
