@@ -20,6 +20,10 @@ from tasks.errors import UserError
 CHUNK = 1 << 20
 
 
+class Foreign(UserError):
+    """A published folder that is not damaged, but not ours to use or to replace: somebody else's work is in it."""
+
+
 class Operations:
     """What is done to the file system: write, sync, rename."""
 
@@ -47,13 +51,34 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_synced(path: Path, data: bytes | memoryview) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it that are missing, their names durable."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a published folder: at once under its name, so that a kill leaves no half of it to be found."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    OPERATIONS.rename(path, aside)
+    shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+
+
+def _write_synced(path: Path, *pieces: bytes | memoryview) -> None:
+    # A sync that failed is never tried again: the kernel may have dropped the pages, and would call it a success.
     try:
-        OPERATIONS.write(descriptor, data)
-        OPERATIONS.sync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            for piece in pieces:
+                OPERATIONS.write(descriptor, piece)
+            OPERATIONS.sync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # the kernel does not say which file it was
+        raise
 
 
 class Sink(io.FileIO):
@@ -109,9 +134,13 @@ class Folder:
         self.path = path
         self.files: dict[str, dict[str, Any]] = {}
 
-    def add(self, name: str, data: bytes | memoryview) -> None:
-        _write_synced(self.path / name, data)
-        self.files[name] = {"bytes": len(data), "crc32": f"{zlib.crc32(data):08x}"}
+    def add(self, name: str, *pieces: bytes | memoryview) -> None:
+        """Writes a file of these pieces, one behind the other."""
+        _write_synced(self.path / name, *pieces)
+        crc32 = 0
+        for piece in pieces:
+            crc32 = zlib.crc32(piece, crc32)
+        self.files[name] = {"bytes": sum(memoryview(piece).nbytes for piece in pieces), "crc32": f"{crc32:08x}"}
 
     def add_written(self, name: str) -> None:
         """Takes in a file that another writer has put there."""
@@ -131,7 +160,7 @@ def publish(target: Path, manifest: dict[str, Any]) -> Iterator[Folder]:
     What was half-made goes away with the exception; what a kill leaves is a hidden `.NAME.*.part` folder, which the
     next publication of that name removes. A folder that stands at `target` already is replaced.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
         shutil.rmtree(left, ignore_errors=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
@@ -174,7 +203,10 @@ def checksum(path: Path) -> str:
 
 
 def read_manifest(folder: Path, formats: tuple[int, ...]) -> dict[str, Any]:
-    """Returns a published folder's manifest; raises UserError where it is missing, broken or of another format."""
+    """Returns a published folder's manifest; raises UserError where it is missing or broken.
+
+    Raises Foreign where it is of another format.
+    """
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
@@ -188,11 +220,11 @@ def read_manifest(folder: Path, formats: tuple[int, ...]) -> dict[str, Any]:
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: is broken: {error!r}", "it was changed or damaged after it was written") from None
-    if version not in formats:
-        raise UserError(f"{path}: is of format {version}, this whipray reads {formats[-1]}",
-                        "use the whipray that wrote it, or make it anew")  # fmt: skip
     if digest != digest_of(manifest):
         raise UserError(f"{path}: was changed after it was written", "make it anew; such files are not to be edited")
+    if version not in formats:
+        raise Foreign(f"{path}: is of format {version}, this whipray reads {formats[-1]}",
+                      "use the whipray that wrote it, or make it anew")  # fmt: skip
     for name in sizes:
         if name != Path(name).name or name.startswith("."):
             raise UserError(f"{path}: names a file outside its folder: {name!r}", "it was tampered with")
@@ -202,7 +234,7 @@ def read_manifest(folder: Path, formats: tuple[int, ...]) -> dict[str, Any]:
 def verify(folder: Path, manifest: dict[str, Any], *, checksums: bool = True) -> None:
     """Compares a published folder's files with its manifest; raises UserError naming the first that differs.
 
-    A file that the manifest does not name is refused too; hidden ones, such as a desktop's, are not looked at.
+    A file that the manifest does not name raises Foreign; hidden ones, such as a desktop's, are not looked at.
     """
     for name, entry in manifest["files"].items():
         path = folder / name
@@ -219,4 +251,4 @@ def verify(folder: Path, manifest: dict[str, Any], *, checksums: bool = True) ->
             raise UserError(f"{path}: its checksum differs", "its content was damaged after it was written")
     for path in sorted(folder.iterdir()):
         if not (path.name in manifest["files"] or path.name == "manifest.json" or path.name.startswith(".")):
-            raise UserError(f"{path}: is not named in the manifest", "it was put there after the others were written")
+            raise Foreign(f"{path}: is not named in the manifest", "it was put there after the others were written")

@@ -82,13 +82,17 @@ class World:
         distributed.all_gather_object(values, value)
         return values
 
+    def most(self, *numbers: int) -> tuple[int, ...]:
+        """Returns for each number the largest of all ranks."""
+        if self.size == 1:
+            return numbers
+        votes = torch.tensor(numbers, dtype=torch.int32, device=self.device)
+        distributed.all_reduce(votes, distributed.ReduceOp.MAX)
+        return tuple(votes.tolist())
+
     def agree(self, *wishes: bool) -> tuple[bool, ...]:
         """Returns for each wish whether any rank has it."""
-        if self.size == 1:
-            return wishes
-        votes = torch.tensor(wishes, dtype=torch.int32, device=self.device)
-        distributed.all_reduce(votes, distributed.ReduceOp.MAX)
-        return tuple(bool(vote) for vote in votes.tolist())
+        return tuple(bool(vote) for vote in self.most(*wishes))
 
     def share(self, tensors: Sequence[torch.Tensor]) -> None:
         """Overwrites the tensors with those of rank 0."""

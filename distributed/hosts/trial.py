@@ -28,8 +28,8 @@ from tasks.errors import RunFailed
 Report = Callable[[int, float | None, dict[str, Any], bool], Decision]
 NOT_FIGURES = ("kind", "epoch", "step", "time", "samples_per_second")
 SWEEP = "sweep"  # origin of what is set for all trials because they are trials
-# Thousands of trials keep what it takes to go on, and the best.
-DEFAULTS = {"checkpoint.keep": Given(1, SWEEP)}
+# Thousands of trials keep what it takes to go on, and the best. What a trial tells, it has saved: it waits for that.
+DEFAULTS = {"checkpoint.keep": Given(1, SWEEP), "checkpoint.background": Given(False, SWEEP)}
 
 
 @dataclass(frozen=True)

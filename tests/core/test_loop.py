@@ -1,6 +1,7 @@
 """What the loop does besides learning: it judges, stops, refuses, and borrows."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,17 @@ from tasks.errors import RunFailed, UserError
 from tests import runs
 
 SHAPES = Path(__file__).parents[1] / "shapes.py"
-SMALL = ("task.model=mlp", "data.limit=200", "data.batch_size=50")
+SMALL = ("task.model=mlp", "data.limit=200", "data.batch_size=50", "checkpoint.background=false")
+
+
+def told(one: Job, world: World | None = None) -> Iterator:
+    """What the loop tells, but for that it is alive."""
+    loop = train(one.run, Store(one.store, dict(one.run.task.fields)), one.directory, world or World(), None)
+    return (progress for progress in loop if progress.kind != "alive")
 
 
 def progresses(one: Job, world: World | None = None) -> list:
-    return list(train(one.run, Store(one.store, dict(one.run.task.fields)), one.directory, world or World(), None))
+    return list(told(one, world))
 
 
 def test_the_loop_yields_training_then_judgement_then_checkpoint_of_every_epoch(tmp_path, stores):
@@ -36,24 +43,24 @@ def test_the_loop_yields_training_then_judgement_then_checkpoint_of_every_epoch(
 
 def test_a_host_may_ask_for_a_checkpoint_and_for_the_end(tmp_path, stores):
     one = runs.begin(tmp_path, stores, "digits", *SMALL, "train.epochs=5", "log.every=1")
-    told = []
-    for progress in train(one.run, Store(one.store, dict(one.run.task.fields)), one.directory, World(), None):
-        told.append((progress.kind, progress.step))
+    heard = []
+    for progress in told(one):
+        heard.append((progress.kind, progress.step))
         if progress.step == 2 and progress.kind == "train":
             progress.request("checkpoint")
         if progress.step == 3:
             progress.request("stop")
-    assert told == [("train", 1), ("train", 2), ("checkpoint", 2), ("train", 3), ("checkpoint", 3)]
+    assert heard == [("train", 1), ("train", 2), ("checkpoint", 2), ("train", 3), ("checkpoint", 3)]
 
 
 def test_a_wish_told_to_a_checkpoints_progress_is_heard(tmp_path, stores):
     one = runs.begin(tmp_path, stores, "digits", *SMALL, "log.every=1000", "checkpoint.every=1")
-    told = []
-    for progress in train(one.run, Store(one.store, dict(one.run.task.fields)), one.directory, World(), None):
-        told.append((progress.kind, progress.step))
+    heard = []
+    for progress in told(one):
+        heard.append((progress.kind, progress.step))
         if progress.step == 2:
             progress.request("stop")
-    assert told == [("checkpoint", 1), ("checkpoint", 2)]
+    assert heard == [("checkpoint", 1), ("checkpoint", 2)]
 
 
 def test_a_run_that_stopped_early_and_is_resumed_is_at_its_end(tmp_path, stores):

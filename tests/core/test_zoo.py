@@ -50,7 +50,7 @@ def test_a_task_learns(tmp_path, stores, name):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_a_task_resumes_to_the_bit(tmp_path, stores, name):
-    more = ["train.epochs=2", "checkpoint.every=3", "log.every=2"]
+    more = ["train.epochs=2", "checkpoint.every=3", "log.every=2", "checkpoint.background=false"]
     whole = runs.train(tmp_path, stores, ZOO[name][0], *words(name, *more), name="whole")
     part = runs.begin(tmp_path, stores, ZOO[name][0], *words(name, *more), name="part")
     for progress in train(part.run, Store(part.store, dict(part.run.task.fields)), part.directory, World(), None):
