@@ -158,6 +158,25 @@ def rate(batches: Callable[[], Iterable[Any]], main: Callable[[Any], Any], secon
     return measure
 
 
+def speed(steps: Iterator[int], seconds: float, untimed: int = 1, least: int = BATCHES) -> Measure:
+    """Returns what measures rows per second of endless steps, each of which tells how many rows it had.
+
+    A step of no rows is something else in between, and not counted; nor are the first `untimed` ones of a figure.
+    """
+
+    def measure() -> float:
+        for _ in range(untimed):
+            next(steps)
+        rows, took, counted = 0, 0.0, 0
+        while took < seconds or counted < least:
+            start = time.perf_counter()
+            if one := next(steps):
+                rows, took, counted = rows + one, took + time.perf_counter() - start, counted + 1
+        return rows / took
+
+    return measure
+
+
 def duration(action: Callable[[], Any]) -> Measure:
     """Returns what measures the milliseconds that `action` takes."""
 

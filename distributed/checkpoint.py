@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -22,6 +22,7 @@ from annotated_types import Ge
 from distributed import durable, snapshot
 from distributed.background import Background
 from distributed.snapshot import Snapshot
+from distributed.tally import failure
 from tasks.errors import RunFailed, UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -74,16 +75,17 @@ class Writer:
 
     def save(
         self, step: int, best_step: int | None, model: dict[str, "Tensor"], optimizer: dict[str, "Tensor"],
-        state: dict[str, Any],
+        state: dict[str, Any], learned: Collection[str] = (),
     ) -> None:  # fmt: skip
         """Takes a checkpoint: when it returns, the tensors may change; when `settled` names its step, it stands.
 
-        Waits for the one before. Raises RunFailed where that, or without a thread this one, cannot be written.
+        Waits for the one before. Raises RunFailed where that, or without a thread this one, cannot be written; and
+        where one of the tensors `learned` of the model is not finite: then the checkpoint before it stays the newest.
         """
         self._thread.wait()
         told = durable.to_json(state, indent=1).encode()
         self._snapshot.take({MODEL: model, OPTIMIZER: optimizer})
-        self._thread.start(self._write, step, best_step, told)
+        self._thread.start(self._write, step, best_step, told, learned)
 
     def settled(self, wait: bool = False) -> list[int]:
         """Returns the steps whose checkpoints have come to stand since it was last asked, waiting for one under way.
@@ -109,12 +111,15 @@ class Writer:
                 raise
             log.warning("%s", error)  # what is on its way already is what ends the run
 
-    def _write(self, step: int, best_step: int | None, state: bytes) -> int:
+    def _write(self, step: int, best_step: int | None, state: bytes, learned: Collection[str]) -> int:
         """Publishes what the snapshot holds, points `last` and `best`, and removes what need not stay.
 
         A kill in between leaves pointers behind that `repair` sets right: what counts stands in the manifest.
         """
         target = folder_of(self.run_directory, step)
+        odd = self._snapshot.first_odd(MODEL, learned)
+        if odd:
+            raise failure(f"the weights '{odd}' are not finite at step {step}", step)
         try:
             with durable.publish(
                 target, {"format": FORMAT, "step": step, "task": self.task, "best_step": best_step}

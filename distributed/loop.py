@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from distributed import checkpoint, record
+from distributed.alive import MARK
 from distributed.data.order import seed_of
 from distributed.data.store import Store
 from distributed.evaluation import Evaluator, objective
@@ -68,7 +69,7 @@ def train(
         while state.step < learning.total and not state.stopped_early:
             factor = learning.factor
             learn(learning)
-            state.step += 1
+            state.step = MARK.step = state.step + 1
             epoch, within = divmod(state.step, plan.steps)
             boundary = within == 0 or state.step == learning.total  # of an epoch, or of the training
             telling = boundary or state.step % run.log.every == 0

@@ -72,7 +72,9 @@ class Model:
             wrapped: nn.Module = nn.ModuleDict({name: wrap(part) for name, part in self.plain.items()})
         else:
             wrapped = wrap(self.plain)
-        return replace(self, wrapped=wrapped, frozen=frozen)
+        made = replace(self, wrapped=wrapped, frozen=frozen)
+        made._train()
+        return made
 
     def _names(self) -> dict[str, nn.Parameter]:
         """The parameters that are not lent."""
@@ -88,12 +90,16 @@ class Model:
 
     def learning(self) -> nn.Module:
         """Returns the network in training mode; what is lent or frozen stays as it was judged."""
+        if not self.plain.training:  # somebody has judged it; in every step it would take longer than a small layer
+            self._train()
+        return self.wrapped
+
+    def _train(self) -> None:
         self.wrapped.train()
         for network in self.lent:
             network.eval()
         for layer in self._still():
             layer.eval()
-        return self.wrapped
 
     def _still(self) -> Iterable[nn.Module]:
         """The layers whose own parameters are all frozen: a normalisation among them keeps its statistics."""
@@ -108,6 +114,10 @@ class Model:
     def borrowed(self) -> tuple[str, ...]:
         """The prefixes of what is not saved."""
         return tuple(f"{n}." for n, part in self.plain.named_modules() if any(part is one for one in self.lent))
+
+    def learned(self) -> frozenset[str]:
+        """The names of the parameters that learn."""
+        return frozenset(name for name, parameter in self.plain.named_parameters() if parameter.requires_grad)
 
     def live(self) -> dict[str, Tensor]:
         """The very parameters and buffers that `tensors` tells of."""
@@ -126,10 +136,12 @@ class Model:
 
 
 def _wrap(run: Run, world: World, part: nn.Module) -> nn.Module:
+    if run.precision.compile == "no":
+        return world.wrap(part, run.parallel)
+
     wrapped = world.wrap(part, run.parallel)
-    if run.precision.compile != "no":
-        mode = None if run.precision.compile == "default" else run.precision.compile
-        wrapped.compile(mode=mode)  # in its place: names and checkpoints stay as they are
+    mode = None if run.precision.compile == "default" else run.precision.compile
+    wrapped.compile(mode=mode)  # in its place: names and checkpoints stay as they are
     return wrapped
 
 

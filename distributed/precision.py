@@ -46,6 +46,14 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(device.type, getattr(torch, self.dtype))
 
+    def plain(self, device: "torch.device") -> contextlib.AbstractContextManager[Any]:
+        """Returns the context inside of that of `autocast` in which nothing is cast, as a backward wants it."""
+        import torch
+
+        if self.dtype in ("float32", "float64"):
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, enabled=False)
+
     def scaler(self, device: "torch.device") -> "torch.amp.GradScaler":
         """Returns the loss scaler that float16 needs (Micikevicius et al., 2018); for other types it does nothing."""
         import torch

@@ -41,15 +41,20 @@ class Workers(int):
         return core_schema.no_info_plain_validator_function(cls)
 
 
+ONE = Workers(1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resources:
     """What a run asks of the machines."""
 
-    workers: Workers = Workers(1)  # processes that share each batch; 2..8: as many as the cluster has room for
+    workers: Workers = ONE  # processes that share each batch; 2..8: as many as the cluster has room for
     gpu: Annotated[float, Ge(0)] | None = None  # devices a worker; none: one where the machine has any
     cpu: Annotated[float, Gt(0)] | None = None  # cores a worker; none: an equal share, 1 under Ray
     host: Literal["auto", "local", "ray"] = "auto"  # auto: this process; Ray for several workers, and in jobs
-    hang: Annotated[float, Gt(0), Lt(600)] | None = 300.0  # seconds in which no worker gets on, and one hangs; none: never
+    hang: Annotated[float, Gt(0), Lt(600)] | None = (
+        300.0  # seconds in which no worker gets on, and one hangs; none: never
+    )
     replace_lost: Annotated[int, Ge(0)] = 3  # times that workers which were killed are replaced before the run gets on
     replace_hung: Annotated[int, Ge(0)] = 3  # the same for a worker that hangs
 

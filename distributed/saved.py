@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import platform
 import time
 import traceback
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed import config, durable
+from distributed.alive import MARK
 from distributed.run import Run, resolve
 from tasks.errors import UserError, did_you_mean, place_of
 
@@ -103,6 +105,7 @@ def begin(directory: Path, run: Run, facts: dict[str, Any], environment: dict[st
 # ---- what processes of one run tell one another through its directory
 
 STOP, FAILURE = ".stop", "failure.json"
+MOST_ROWS = 64  # training rows of the micro-batch at which it failed that failure.json lists
 
 
 def clear_marks(directory: Path) -> None:
@@ -127,9 +130,12 @@ def write_failure(directory: Path, rank: int, error: BaseException) -> None:
         return
     message, hint = (error.message, error.hint) if isinstance(error, UserError) else (str(error), "")
     told = {
-        "rank": rank, "host": platform.node(), "time": time.time(),
+        "rank": getattr(error, "rank", rank), "host": getattr(error, "host", platform.node()),
+        "pid": getattr(error, "pid", os.getpid()), "time": time.time(), "step": getattr(error, "step", MARK.step),
+        "rows": getattr(error, "rows", [])[:MOST_ROWS],
         "kind": type(error).__name__, "message": message, "hint": hint, "place": place_of(error),
-        "traceback": "".join(traceback.format_exception(error)), "echo": is_echo(error),
+        "traceback": getattr(error, "remote_traceback", "") or "".join(traceback.format_exception(error)),
+        "echo": is_echo(error),
     }  # fmt: skip
     note(directory, f"rank {rank} failed: {told['kind']}: {message.splitlines()[0] if message else ''}")
     with contextlib.suppress(OSError):  # of a full disk, say: the cause itself is what must be told
@@ -157,6 +163,9 @@ def naming_failures(directory: Path, rank: int) -> Iterator[None]:
         write_failure(directory, rank, error)
         if not isinstance(error, UserError):
             error.add_note(f"{directory / FAILURE} holds the whole traceback")
+            if getattr(error, "rows", []):  # it arose in an optimizer step
+                where = f"--step {error.__dict__['step']} --rank {error.__dict__['rank']}"
+                error.add_note(f"whipray replay {directory} {where} shows that step")
         raise
 
 

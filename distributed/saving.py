@@ -5,7 +5,6 @@ from pathlib import Path
 
 from distributed.checkpoint import Writer
 from distributed.learning import Learning
-from distributed.tally import failure
 
 
 class Saving:
@@ -34,7 +33,8 @@ class Saving:
     def save(self) -> None:
         """Takes a checkpoint of this step, unless there is one. A collective.
 
-        Raises RunFailed where losses or weights are not finite: the last good checkpoint stays the newest.
+        Raises RunFailed where a loss is not finite. Weights are looked at by who writes them: the last good checkpoint
+        stays the newest.
         """
         learning, state = self.learning, self.learning.state
         if self.newest == state.step:
@@ -43,14 +43,13 @@ class Saving:
         learning.model.share_buffers(learning.world)
         state.sums, state.units = learning.tally.over_ranks()
         learning.tally.refuse_odd(state.sums)
-        if any(learning.world.agree(not learning.updater.is_finite())):
-            raise failure(f"weights are not finite at step {state.step}", state.step)
         state.averaged = learning.average.taken
         optimizer, numbers = learning.updater.state()
         if self._writer:
             tensors, live = learning.average.state(learning.model.tensors())
             told = {"loop": state.to_json(), "update": numbers}
-            self._writer.save(state.step, state.best_step, tensors, {**optimizer, **live}, told)
+            learned = learning.model.learned()
+            self._writer.save(state.step, state.best_step, tensors, {**optimizer, **live}, told, learned)
 
     def settled(self, *, wait: bool) -> list[int]:
         """Returns the steps whose checkpoints have come to stand since it was last asked, the same on all ranks.

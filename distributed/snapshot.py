@@ -7,7 +7,7 @@ of a header, the header (JSON: type, shape and place of every tensor), the tenso
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,10 @@ class Snapshot:
                         devices.add(tensor.device)
         for device in devices:
             torch.cuda.current_stream(device).synchronize()
+
+    def first_odd(self, file: str, names: Collection[str]) -> str | None:
+        """Returns the first of some tensors, in the order of their names, that holds a number which is not finite."""
+        return next((name for name in sorted(names) if not self._views[file][name].isfinite().all()), None)
 
     def pieces(self, file: str) -> tuple[bytes, memoryview]:
         """Returns the two parts of a file, the second of which the next `take` overwrites."""

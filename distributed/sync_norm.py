@@ -17,9 +17,10 @@ class SyncNorm(_BatchNorm):
         if input.dim() < 2:
             raise ValueError(f"expected (B, C, ...), got {tuple(input.shape)}")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not self.training or distributed.get_world_size() == 1:
-            return super().forward(x)
+            return super().forward(input)
+        x = input
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1, *[1] * (x.dim() - 2)]
         wide = x if x.dtype == torch.float64 else x.float()  # sums of 16-bit numbers lose too much

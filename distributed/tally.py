@@ -99,5 +99,5 @@ class Tally:
             for name, loss in losses.items()
             if part and not math.isfinite(loss)
         ]
-        found = [odd for first in self.world.gather(mine[:1]) for odd in first]
-        return min(found, key=lambda odd: odd[:3], default=None)
+        found: list[Odd] = [odd for first in self.world.gather(mine[:1]) for odd in first]
+        return sorted(found, key=lambda odd: (odd.step, odd.micro_batch, odd.rank))[0] if found else None

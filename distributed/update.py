@@ -41,7 +41,7 @@ class Updater:
         self, model: nn.Module, settings: dict[str, Optimizer], precision: Precision, world: World, *,
         train: Train = Train(), parallel: Parallel = Parallel(), times: Times | None = None,
     ) -> None:  # fmt: skip
-        self.train, self.world, self.times = train, world, times or Times()
+        self.precision, self.train, self.world, self.times = precision, train, world, times or Times()
         self.scaler = precision.scaler(world.device)
         self.sharded = parallel.shard_optimizer and world.size > 1
         modules = dict(model.items()) if isinstance(model, nn.ModuleDict) else {ONLY: model}
@@ -95,16 +95,11 @@ class Updater:
         if penalty:
             having = [p for p in entry.parameters if p.grad is not None]
             signs = torch._foreach_sign([p.detach() for p in having])
-            torch._foreach_add_([p.grad for p in having], signs, alpha=penalty)
+            torch._foreach_add_([p.grad for p in having], signs, alpha=penalty)  # type: ignore[no-matching-overload]
         if value is not None:
             nn.utils.clip_grad_value_(entry.parameters, value)
         if norm is not None:
             nn.utils.clip_grad_norm_(entry.parameters, norm)
-
-    def is_finite(self) -> bool:
-        """Whether all weights that learn are finite; waits for the device."""
-        weights = [parameter.detach() for entry in self.entries.values() for parameter in entry.parameters]
-        return bool(torch.isfinite(torch.nn.utils.get_total_norm(weights)))
 
     # ---- state
 
@@ -123,7 +118,7 @@ class Updater:
                 for slot, value in slots.items():
                     key = f"optimizer/{parameters[at]}/{slot}"
                     if isinstance(value, Tensor):
-                        tensors[key] = value.detach().contiguous()
+                        tensors[key] = value.detach()
                     else:
                         numbers[key] = value
             groups[name] = [_counters(group) for group in told["param_groups"]]
@@ -212,7 +207,7 @@ class Accumulate:
             loss = torch.stack([p.sum() for p in entry.parameters]).sum() * 0
         elif self.weight != 1:
             loss = loss * self.weight
-        with torch.autocast(updater.world.device.type, enabled=False):
+        with updater.precision.plain(updater.world.device):
             # The gradients of other entries are not this loss's affair, frozen or not.
             inputs = entry.parameters if len(updater.entries) > 1 else None
             with updater.times.within("backward"):

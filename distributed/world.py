@@ -2,8 +2,11 @@
 
 import contextlib
 import datetime
+import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,7 +31,8 @@ class World:
         """Returns the module with its gradients averaged over the ranks during backward."""
         if self.size == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
-        wrapped = DistributedDataParallel(
+        kind = DistributedDataParallel if "torch._dynamo" in sys.modules else _Unwatched
+        wrapped = kind(
             module, device_ids=None if self.device.type == "cpu" else [self.device], forward_sync_buffers=False,
             bucket_cap_mb=parallel.bucket_mib, gradient_as_bucket_view=parallel.bucket_views,
             static_graph=parallel.static_graph, find_unused_parameters=parallel.find_unused,
@@ -99,6 +103,23 @@ class World:
         if self.size > 1:
             for tensor in tensors:
                 distributed.broadcast(tensor, 0)
+
+
+class _Unwatched(DistributedDataParallel):
+    """Averages gradients without importing torch._dynamo, which takes a second in every rank.
+
+    All that the class asks it for is how torch.compile is set; to be used where nothing is compiled.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        default = SimpleNamespace(get_optimize_ddp_mode=lambda: "ddp_optimizer")
+        torch._dynamo = SimpleNamespace(utils=default)  # type: ignore[bad-assignment]
+        try:
+            super().__init__(*args, **settings)
+        finally:
+            del torch._dynamo  # from here on torch imports the real one for whoever needs it
+
+    _inside_ddp_forward = contextlib.contextmanager(inspect.unwrap(DistributedDataParallel._inside_ddp_forward))
 
 
 def plain(module: nn.Module) -> nn.Module:

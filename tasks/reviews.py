@@ -15,9 +15,10 @@ from torch import nn
 
 from tasks import cache
 from tasks.bundled import made_reviews
+from tasks.classifier import Classifier
 from tasks.formats import inputs, table
 from tasks.networks import text
-from tasks.task import BadRow, Example, Facts, FilePath, Label, Load, Metric, Source, Task, Tokens
+from tasks.task import BadRow, Example, Facts, FilePath, Label, Load, Metric, Source, Tokens
 
 STOP_WORDS = Path(__file__).parent / "bundled" / "stopwords_zh.txt"
 UNKNOWN = 1  # the number of every word without one of its own; 0 pads
@@ -41,7 +42,7 @@ class Labelled(Source):
     seed: int = 0  # of the reviews made
 
 
-class Reviews(Task):
+class Reviews(Classifier):
     """Sentiment of Chinese reviews: a text -> negative or positive.
 
     task.source.path is a file of labelled reviews such as weibo_senti_100k or ChnSentiCorp. Where it is empty, reviews
@@ -107,7 +108,7 @@ class Reviews(Task):
         numbers = [vocabulary.get(word, UNKNOWN) for word in row["words"]] or [UNKNOWN]
         return {"tokens": numbers, "label": row["label"]} if "label" in row else {"tokens": numbers}
 
-    def build(self, facts: Facts, load: Load) -> nn.Module:
+    def network(self, facts: Facts, load: Load) -> nn.Module:
         words = len(facts["tokens"]["vocabulary"]) + UNKNOWN + 1
         return text.BiLSTM(words, self.width, self.hidden, 2, self.dropout)
 

@@ -278,7 +278,8 @@ class Task:
     def step(self, model: nn.Module, batch: Batch, update: Update) -> dict[str, Tensor]:
         """What is learned from one (micro-)batch: hands losses to `update`, returns those to be logged."""
         losses = self.loss(model, batch)
-        update(torch.stack(list(losses.values())).sum())
+        first, *others = losses.values()
+        update(sum(others, first))
         return losses
 
     def units(self, batch: Batch) -> int | Tensor:
@@ -317,6 +318,15 @@ class Task:
 
         return inputs.read(path, {name: field for name, field in self.fields.items() if not field.target})
 
+    def network_inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """The tensors of a batch that the network is called with, by name, in the order of its `forward`.
+
+        By default the fields that are no targets, then the lengths of tokens. An exported network takes them.
+        """
+        inputs = [name for name, field in self.fields.items() if not field.target]
+        lengths = [f"{name}_length" for name in inputs if isinstance(self.fields[name], Tokens)]
+        return {name: batch[name] for name in inputs + lengths}
+
     # ---- what the defaults share
 
     def _target(self) -> tuple[str, Field]:
@@ -330,6 +340,4 @@ class Task:
         return next(iter(targets.items()))
 
     def _output(self, model: nn.Module, batch: Batch) -> Tensor:
-        inputs = [name for name, field in self.fields.items() if not field.target]
-        lengths = [f"{name}_length" for name in inputs if isinstance(self.fields[name], Tokens)]
-        return model(*(batch[name] for name in inputs + lengths))
+        return model(*self.network_inputs(batch).values())

@@ -17,15 +17,36 @@ With every command: --json (one JSON object on stdout, progress on stderr), --de
 
 def application() -> typer.Typer:
     """Returns the command with all its verbs. Importing a verb is cheap: what it needs, it imports when called."""
-    from distributed.cli import config, data, doctor, evaluate, jobs, new, predict, runs, submit, tasks, train, tune
+    from distributed.cli import (
+        config,
+        data,
+        doctor,
+        evaluate,
+        export,
+        find,
+        jobs,
+        new,
+        predict,
+        replay,
+        runs,
+        submit,
+        tasks,
+        train,
+        tune,
+        verify,
+    )
 
     app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     for verb in (train.train, tune.tune, evaluate.evaluate, predict.predict, runs.runs):
         app.command()(verb)
+    app.command("export")(export.export)
     app.command("tasks")(tasks.tasks)
     app.command("new")(new.new)
     app.command("config")(config.config)
     app.add_typer(data.app, name="data")
+    app.add_typer(find.app, name="find")
+    app.command("verify")(verify.verify)
+    app.command("replay")(replay.replay)
     app.command("doctor")(doctor.doctor)
     app.command("submit", context_settings={"ignore_unknown_options": True})(submit.submit)
     for verb in (jobs.jobs, jobs.logs, jobs.stop):

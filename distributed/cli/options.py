@@ -27,12 +27,24 @@ Name = Annotated[str | None, typer.Option(help="Name of the run; a name given ag
 Config = Annotated[
     list[Path] | None, typer.Option(help="YAML file of settings; later ones win, the command line wins over all.")
 ]
-Workers = Annotated[str | None, typer.Option(help="Processes that share each batch (resources.workers).")]
+Workers = Annotated[
+    str | None, typer.Option(help="Processes that share each batch, such as 2 or 1..8 (resources.workers).")
+]
 Epochs = Annotated[str | None, typer.Option(help="Passes over the training rows (train.epochs).")]
 Seed = Annotated[str | None, typer.Option(help="Seed of all randomness (train.seed).")]
 NoRay = Annotated[bool, typer.Option("--no-ray", help="Without Ray (resources.host=local).")]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster to use; default: RAY_ADDRESS, else one of this machine's own.")
+]
+Fast = Annotated[
+    bool, typer.Option("--fast", help="Rehearse: 2 batches of everything, with a stop and a resume; ends in seconds.")
+]
+Overfit = Annotated[
+    str | None, typer.Option(metavar="ROWS", help="Learn so few training rows by heart, unaugmented (data.overfit).")
+]
+Profile = Annotated[
+    bool,
+    typer.Option("--profile", help="Trace a few steps after the warm-up; print what takes longest (train.profile)."),
 ]
 SkipOrStop = Literal["skip", "stop"]
 OnError = Annotated[SkipOrStop, typer.Option(help="Broken rows of the data: skip (up to data.max_bad) or stop.")]
@@ -52,7 +64,7 @@ def collect(words: list[str] | None, files: list[Path] | None = None, **flags: s
     return given | config.from_words([*(words or []), *shorthands])
 
 
-FLAGS = {"workers": "resources.workers", "epochs": "train.epochs", "seed": "train.seed"}
+FLAGS = {"overfit": "data.overfit", "workers": "resources.workers", "epochs": "train.epochs", "seed": "train.seed"}
 
 
 def check(task: str, given: Givens, *, no_ray: bool = False) -> Givens:

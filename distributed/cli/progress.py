@@ -5,35 +5,59 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from distributed import catalogue
+from distributed import catalogue, initial
 from distributed.cli.output import OUT, counted
+from distributed.monitor import Course
+from distributed.record import is_measured
 
 if TYPE_CHECKING:
     from distributed.hosts.job import Job
 
 INTERVAL = 5.0  # seconds between two lines of training figures where there is no terminal
-NOT_FIGURES = ("kind", "epoch", "step", "time", "samples_per_second", "lr")
+NOT_FIGURES = ("kind", "epoch", "step", "lr")
 
 
 def figures(row: dict[str, Any], most: int = 4) -> str:
     """Returns the figures of a row in one line."""
-    shown = [(n, v) for n, v in row.items() if n not in NOT_FIGURES and not n.startswith("lr/") and v is not None]
+    shown = [
+        (n, v)
+        for n, v in row.items()
+        if n not in NOT_FIGURES and not n.startswith("lr/") and not is_measured(n) and v is not None
+    ]
     return "  ".join(f"{name} {value:.4g}" for name, value in shown[:most])
 
 
+def measured(row: dict[str, Any]) -> str:
+    """Returns speed, and how busy the device or the cores are, in one line."""
+    speed = [f"{row['samples_per_second']:,.0f} samples/s"] if "samples_per_second" in row else []
+    busy = [f"{name} {row[name]:.0f} %" for name in ("gpu", "cpu") if row.get(name) is not None]
+    return "  ".join([*speed, *busy[:1]])
+
+
+def _left(seconds: float) -> str:
+    """Returns 45 s, 12 min or 3 h 20 min."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class Lines:
-    """Shows the rows of metrics.jsonl as they come."""
+    """Shows the rows of metrics.jsonl as they come, and what held the training up where that is clear."""
 
     def __init__(self, one: "Job") -> None:
-        self.epochs = one.run.train.epochs
+        self.epochs, self.steps = one.run.train.epochs, one.total_steps
         self.console = OUT.console()
         # Started with the first row: a bar has a thread, and ranks may be forked before.
         self.bar = (
-            _Bar(catalogue.folder_name(one.run.name), one.total_steps, self.console)
-            if self.console.is_terminal
-            else None
+            _Bar(catalogue.folder_name(one.run.name), self.steps, self.console) if self.console.is_terminal else None
         )
-        self.latest, self.lost = 0.0, False
+        self.course = Course(one.run.values)
+        self.began = (0, 0.0)  # step and time at which the training that is watched began
+        self.latest, self.lost, self.said = 0.0, False, ""
+        self.directory = one.directory
+        # A run that goes on has said before which weights it began with.
+        self.told_weights = not one.run.train.init_from or initial.line(one.directory) is not None
 
     def __enter__(self) -> "Lines":
         return self
@@ -41,16 +65,40 @@ class Lines:
     def __exit__(self, *error: object) -> None:
         if self.bar:
             self.bar.stop()
+        self._advise()
 
     def __call__(self, row: dict[str, Any]) -> None:
+        self.course.add(row)
+        if not self.told_weights and row["kind"] != "begin":
+            self.told_weights = True
+            self._print(initial.line(self.directory) or "")
         if self.bar:
             self.bar.show(row)
-        if row["kind"] == "validation":
+        if row["kind"] == "begin":
+            self.began = row["step"], time.monotonic()
+        elif row["kind"] == "validation":
             self._print(f"epoch {row['epoch']}/{self.epochs}  step {row['step']}  {figures(row)}")
-        elif row["kind"] == "train" and not self.bar and time.monotonic() - self.latest > INTERVAL:
-            self.latest = time.monotonic()
-            speed = f"  {row['samples_per_second']:,.0f} samples/s" if "samples_per_second" in row else ""
-            self._print(f"step {row['step']}  {figures(row)}{speed}")
+        elif row["kind"] == "train":
+            if not self.bar and time.monotonic() - self.latest > INTERVAL:
+                self.latest = time.monotonic()
+                words = [f"step {row['step']}", figures(row), measured(row), self._time_left(row["step"])]
+                self._print("  ".join(word for word in words if word))
+            if not self.said:
+                self._advise()
+
+    def _time_left(self, step: int) -> str:
+        first, began = self.began
+        if step <= first or step >= self.steps:
+            return ""
+        return f"{_left((time.monotonic() - began) / (step - first) * (self.steps - step))} left"
+
+    def _advise(self) -> None:
+        """Says what holds the training up: once when it is clear, and at the end if it is something else by then."""
+        hint = self.course.hint()
+        about = hint.partition(",")[0] if hint else ""
+        if hint and about != self.said:
+            self.said = about
+            self._print(f"hint: {hint}")
 
     def _print(self, line: str) -> None:
         if self.lost:
@@ -93,8 +141,7 @@ class _Bar:
             sys.breakpointhook = self._make_way
         figure = self.progress.tasks[0].fields["figures"]
         if row["kind"] == "train":
-            speed = f"{row['samples_per_second']:,.0f} samples/s" if "samples_per_second" in row else ""
-            figure = f"{figures(row, 1)}  {speed}"
+            figure = f"{figures(row, 1)}  {measured(row)}"
         self.progress.update(self.task, completed=row["step"], figures=figure)
 
 

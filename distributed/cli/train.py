@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed import catalogue
-from distributed.cli import options
+from distributed.cli import options, switches
 from distributed.cli.output import FAILED, INTERRUPTED, OK, OUT, counted
 
 
@@ -22,24 +22,37 @@ def train(
     no_ray: options.NoRay = False,
     address: options.Address = None,
     on_error: options.OnError = "skip",
+    fast: options.Fast = False,
+    overfit: options.Overfit = None,
+    profile: options.Profile = False,
 ) -> int:
     """Train a task.
 
     Its data are prepared, checkpoints are kept, and the best of them is judged in the end.
     """
     given = options.check(
-        task, options.collect(settings, config, workers=workers, epochs=epochs, seed=seed), no_ray=no_ray
-    )
+        task, options.collect(settings, config, workers=workers, epochs=epochs, seed=seed, overfit=overfit),
+        no_ray=no_ray,
+    )  # fmt: skip
+    given = switches.applied(task, given, runs, fast=fast, profile=profile)
 
     from distributed.run import directory_of, resolve
 
     run = resolve(task, given, runs)
-    directory = directory_of(runs.absolute(), run, name or options.fresh_name())
-    return start(run, directory, options.stores_folder(stores), address, on_error)
+    name = name or options.fresh_name()
+    directory = directory_of(runs.absolute(), run, f"fast-{name}" if fast else name)
+    return start(run, directory, options.stores_folder(stores), address, on_error, rehearsed=fast)
 
 
-def start(run: Any, directory: Path, stores: Path, address: str | None, on_error: options.SkipOrStop) -> int:
-    """Trains a resolved run in its directory on the host that its settings name; prints how it ended."""
+def start(
+    run: Any, directory: Path, stores: Path, address: str | None, on_error: options.SkipOrStop, *,
+    rehearsed: bool = False,
+) -> int:  # fmt: skip
+    """Trains a resolved run in its directory on the host that its settings name; prints how it ended.
+
+    One that is rehearsed is stopped at the first chance, and goes on from its checkpoint.
+    """
+    from distributed import saved, weights
     from distributed.cli.progress import Lines, Preparing
     from distributed.hosts import job, local
 
@@ -48,6 +61,8 @@ def start(run: Any, directory: Path, stores: Path, address: str | None, on_error
     else:
         host = local
     host.connect(run, address)  # an impossible request is refused before anything is prepared
+    if run.train.init_from and not (directory / saved.CONFIG).exists():
+        weights.check(run.train.init_from, run.runs)
     with job.owned(directory):
         with Preparing() as progress:
             prepare = functools.partial(job.prepare, run, stores, on_error=on_error, progress=progress)
@@ -58,14 +73,18 @@ def start(run: Any, directory: Path, stores: Path, address: str | None, on_error
             return _tell(directory)
         OUT.say(f"{catalogue.folder_name(run.name)}: {counted(run.train.epochs, 'epoch')}, run {directory}")
         with Lines(one) as lines:
+            if rehearsed:
+                saved.ask_to_stop(directory)
+                host.train(one, stores, lines)
+                job.begin(one)
             interrupted = host.train(one, stores, lines)
     if interrupted:
         OUT.say(f"stopped; the same command with --name {directory.name} goes on")
         return INTERRUPTED
-    return _tell(directory)
+    return _tell(directory, run)
 
 
-def _tell(directory: Path) -> int:
+def _tell(directory: Path, run: Any = None) -> int:
     from distributed import saved
     from distributed.cli.progress import show_summary
 
@@ -74,6 +93,7 @@ def _tell(directory: Path) -> int:
         OUT.error(f"{directory}: the run did not finish", "start it again with the same --name to go on")
         return FAILED
     show_summary(summary)
+    told = switches.tell(run, directory) if run else {}
     run = f"{catalogue.folder_name(summary['task'])}/{directory.name}"
     OUT.say(
         f"run: {directory}\n"
@@ -81,5 +101,6 @@ def _tell(directory: Path) -> int:
     )
     OUT.result(
         {key: summary[key] for key in ("run", "task", "epochs", "steps", "metrics", "seconds", "samples_per_second")}
+        | told
     )
     return OK

@@ -17,11 +17,15 @@ from distributed import durable
 from distributed.data import schema
 from distributed.data.settings import Data
 from distributed.data.store import FORMAT
+from tasks.classifier import Classifier
 from tasks.errors import UserError
 from tasks.task import Task
 
 CONTENT_BYTES = 64 << 20  # sources up to here are fingerprinted by content, larger ones by names, sizes and times
-TRAINING = ("transform", "build", "loss", "step", "units", "predict", "metrics", "measure", "inputs")
+TRAINING = (
+    "transform", "build", "loss", "step", "units", "predict", "metrics", "measure", "inputs", "network", "row_loss",
+    "mixed", "__post_init__",
+)  # fmt: skip
 
 
 def fingerprint(task: Task, data: Data) -> str:
@@ -51,7 +55,7 @@ def _reading_code(cls: type) -> list[str]:
     That is all of a task's modules, and of those that they import and nobody has installed, but what only training
     looks at: networks, and the methods named in TRAINING.
     """
-    waiting = [base.__module__ for base in cls.__mro__ if base not in (Task, object)]
+    waiting = [base.__module__ for base in cls.__mro__ if base not in (Task, Classifier, object)]
     found: dict[str, str] = {}
     while waiting:
         name = waiting.pop(0)

@@ -15,10 +15,13 @@ def loader(
 ) -> Loader:  # fmt: skip
     """Returns what feeds a rank with a split: for training in the order of `data`, else in the order it is stored.
 
-    Raises UserError for a sampling or an order that the columns do not allow.
+    With `data.overfit` it is the training split, and unaugmented, whatever is asked for. Raises UserError for a
+    sampling or an order that the columns do not allow.
     """
-    sets = {name: store.rows(split, data.limit, name or None) for name in store.domains(split) or [ONE]}
-    epoch = store.epoch_rows(split, data.limit)
+    if data.overfit:
+        split, transform, partners = "train", _unaugmented(transform), 0
+    sets = {name: store.rows(split, data.most, name or None) for name in store.domains(split) or [ONE]}
+    epoch = store.epoch_rows(split, data.most)
     plans = {}
     for name, rows in sets.items():
         order, sample = (data.order, _sample(rows, store, data)) if training else ("sequential", None)
@@ -31,6 +34,10 @@ def loader(
         sets, plans, transform, rank=world.rank, world_size=world.size, device=world.device, prefetch=prefetch,
         resident=data.resident == "auto", partners=partners,
     )  # fmt: skip
+
+
+def _unaugmented(transform: Transform) -> Transform:
+    return lambda batch, draw, training: transform(batch, draw, False)
 
 
 def _sample(rows: Rows, store: Store, data: Data) -> Sample | None:

@@ -16,13 +16,17 @@ SETTINGS = {"CPU": "resources.cpu", "GPU": "resources.gpu"}
 
 
 def holds(node: Node, cpu: float, gpu: float) -> int:
-    """Returns how many workers fit one node. A share of a device is a share of one device, never of two."""
+    """Returns how many workers fit one node. A share of a device is a share of one device, never of two.
+
+    Where a part of a device is left, as on a node that others use too, it counts as one device's.
+    """
     by_cpu = math.floor(node.get("CPU", 0.0) / cpu + SLACK) if cpu else UNLIMITED
     devices = node.get("GPU", 0.0)
     if not gpu:
         by_gpu = UNLIMITED
     elif gpu < 1:
-        by_gpu = math.floor(devices + SLACK) * math.floor(1 / gpu + SLACK)
+        whole = math.floor(devices + SLACK)
+        by_gpu = whole * math.floor(1 / gpu + SLACK) + math.floor(max(0.0, devices - whole) / gpu + SLACK)
     else:
         by_gpu = math.floor(devices / gpu + SLACK)
     return min(by_cpu, by_gpu)

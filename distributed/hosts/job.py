@@ -19,16 +19,19 @@ import torch
 from filelock import FileLock, Timeout
 
 from distributed import catalogue, checkpoint, config, durable, saved
+from distributed.alive import MARK
 from distributed.config import Given
 from distributed.data import parts, remote
 from distributed.data.broken import OnError
 from distributed.data.derive import Wanted, derived
 from distributed.data.store import Store
 from distributed.evaluation import Evaluator, objective
+from distributed.hosts import debugging
+from distributed.hosts.watch import Watch
 from distributed.loop import Progress, train
 from distributed.model import Model
 from distributed.processes import Mapper
-from distributed.record import Recorder, finite
+from distributed.record import Recorder, check, finite
 from distributed.run import Run, differences, resolve
 from distributed.world import World
 from tasks.errors import UserError
@@ -50,7 +53,7 @@ class Job:
 
     @functools.cached_property
     def steps_per_epoch(self) -> int:
-        rows = Store(self.store, dict(self.run.task.fields)).epoch_rows("train", self.run.data.limit)
+        rows = Store(self.store, dict(self.run.task.fields)).epoch_rows("train", self.run.data.most)
         return -(-rows // self.run.data.batch_size)
 
     @property
@@ -82,6 +85,7 @@ def prepare(
 
     Where the run wants its pictures decoded or reduced, it is the store made of that one.
     """
+    check(run.log)
     shown = progress or (lambda stage, done, total: None)
     name = catalogue.folder_name(run.name)
     path = remote.prepare(run.task, name, run.data, stores, on_error=on_error, progress=shown, mapper=mapper)
@@ -203,18 +207,24 @@ class Attempt:
             saved.note(job.directory, f"{where}, {world.size} worker{'s' * (world.size > 1)} on {world.device}")
         step = self.resume.step if self.resume else None
         _same_everywhere(world, step)
-        self.recorder = Recorder(job.directory, job.run.log, step) if world.rank == 0 else None
+        MARK.step = step or 0
+        self.recorder = Recorder(job.directory, job.run.log, step, job.run.values) if world.rank == 0 else None
+        self.watch = Watch(job.run, self.store, world, self.recorder) if self.recorder else None
         self.clock = Clock(job.run.data.batch_size, step or 0)
         self.seconds, self.speed = 0.0, 0.0  # of this attempt, rows a second; known at its end
         self.steps_per_epoch = job.steps_per_epoch
 
     def progresses(self) -> Generator[tuple[Progress, dict[str, Any] | None]]:
         """Iterates the loop; with what it tells comes, on rank 0, the row that was recorded of it."""
-        with contextlib.closing(train(self.job.run, self.store, self.job.directory, self.world, self.resume)) as told:
+        run, directory = self.job.run, self.job.directory
+        loop = train(run, self.store, directory, self.world, self.resume)
+        with contextlib.closing(debugging.watched(loop, run, directory, self.world)) as told:
             for one in told:
+                MARK.step = one.step
                 row = None
-                if self.recorder:
-                    row = self.recorder.add(one.kind, one.epoch, one.step, one.metrics, self.clock.speed(one.step))
+                if self.watch and one.kind != "alive":
+                    row = self.watch.record(one, self.clock.speed(one.step))
+                    self.watch.look(one)
                 yield one, row
         self.seconds, self.speed = self.clock.overall()
 
@@ -237,9 +247,7 @@ class Attempt:
         """Writes the summary that marks a run as finished; `figures` are those of its best checkpoint."""
         assert self.recorder is not None, "rank 0 concludes"
         run, epochs = self.job.run, -(-steps // self.steps_per_epoch)
-        self.recorder.conclude(
-            run.values, {f"{s}/{n}": v for s, values in figures.items() for n, v in values.items()}, best_step
-        )
+        self.recorder.conclude({f"{s}/{n}": v for s, values in figures.items() for n, v in values.items()}, best_step)
         told = {
             "run": str(self.job.directory), "task": run.name, "epochs": epochs, "steps": steps,
             "best_step": best_step, "stopped_early": steps < self.job.total_steps,
@@ -253,6 +261,8 @@ class Attempt:
         saved.note(self.job.directory, f"finished at step {steps}, best at step {best_step}")
 
     def close(self) -> None:
+        if self.watch:
+            self.watch.close()
         if self.recorder:
             self.recorder.close()
 

@@ -1,4 +1,7 @@
-"""Trains a run on this machine without Ray: in this process, or in several that are forked from it."""
+"""Trains a run on this machine without Ray: in this process, or in several that are forked from it.
+
+Where one of several is killed or hangs, all of them are ended, and fresh ones go on from the newest checkpoint.
+"""
 
 import contextlib
 import multiprocessing
@@ -16,9 +19,11 @@ from typing import Any
 import torch
 
 from distributed import saved
-from distributed.hosts import job
+from distributed.hosts import hangs, job, retries
 from distributed.hosts.follow import Rows
+from distributed.hosts.hangs import Watch
 from distributed.hosts.job import Job, Show
+from distributed.hosts.retries import Lost
 from distributed.processes import die_with_parent, portable
 from distributed.resources import cpu_count
 from distributed.run import Run
@@ -35,7 +40,7 @@ def connect(run: Run, address: str | None) -> None:
         raise UserError("--address names a Ray cluster, but this run is to be trained without Ray",
                         "leave it out, or train on Ray: resources.host=ray")  # fmt: skip
     devices = 0 if run.resources.gpu == 0 else torch.cuda.device_count()
-    if devices and run.resources.workers > devices:
+    if devices and run.resources.workers.least > devices:
         raise UserError(f"resources.workers={run.resources.workers}: this machine has {devices} devices, one a worker",
                         f"resources.workers={devices}, or resources.gpu=0 to train on the CPU")  # fmt: skip
     if run.resources.gpu and not (torch.cuda.device_count() or torch.backends.mps.is_available()):
@@ -43,18 +48,27 @@ def connect(run: Run, address: str | None) -> None:
 
 
 def train(one: Job, stores: Path, show: Show = lambda row: None) -> bool:
-    """Trains in as many processes as `resources.workers` says; returns whether it was interrupted before its end.
+    """Trains in as many processes as `processes` says; returns whether it was interrupted before its end.
 
-    Raises UserError and whatever training raises, of whichever process it was.
+    Raises UserError and whatever training raises, of whichever process it was: what one of several raises only after
+    what `retries` allows.
     """
     with interruptible() as stopped:
-        if one.run.resources.workers == 1:
+        if processes(one.run) == 1:
             if one.run.resources.cpu:
                 torch.set_num_threads(max(1, round(one.run.resources.cpu)))
-            job.work(one, World(device=_device(one, 0)), show, stopped)
+            with retries.hinting():
+                job.work(one, World(device=_device(one, 0)), show, stopped)
         else:
-            _forked(one, show, stopped)
+            retries.persist(one.directory, one.run.resources, lambda: _forked(one, show, stopped), stopped)
         return stopped() and saved.summary(one.directory) is None
+
+
+def processes(run: Run) -> int:
+    """Returns how many processes train: of a range, as many as this machine has devices, or cores, for."""
+    workers = run.resources.workers
+    room = cpu_count() if run.resources.gpu == 0 else torch.cuda.device_count() or cpu_count()
+    return min(workers, max(workers.least, room))
 
 
 def _device(one: Job, local_rank: int) -> torch.device:
@@ -84,10 +98,14 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def _forked(one: Job, show: Show, stopped: Callable[[], bool]) -> None:
+    """One attempt in forked processes; none of them is left when it ends, however it does."""
     # Forked, not spawned: the children share what is imported. Safe because nothing parallel ran in the parent yet.
     context = multiprocessing.get_context("fork")
-    size = one.run.resources.workers
+    size = processes(one.run)
     rows = Rows(one.directory)
+    hangs.clear(one.directory)
+    hang = one.run.resources.hang
+    watching = Watch(one.directory, size, hang) if hang else None
     with tempfile.TemporaryDirectory(prefix="whipray-") as folder:
         meeting = f"file://{folder}/meeting"
         pipes = [context.Pipe(duplex=False) for _ in range(size)]
@@ -101,31 +119,41 @@ def _forked(one: Job, show: Show, stopped: Callable[[], bool]) -> None:
             process.start()
         show({"kind": "begin", "step": 0})
 
-        def look() -> None:
+        def look(whole: bool) -> None:
             for row in rows.new():
                 show(row)
             if stopped():  # a signal to this process alone
                 saved.ask_to_stop(one.directory)
+            hung = watching.look() if watching and whole else None
+            if hung:
+                saved.write_failure(one.directory, hung.rank, hung)
+                raise hung
 
         try:
             _await(ranks, [receiving for receiving, _ in pipes], look, one.directory)
         finally:
             for process in ranks:
                 if process.is_alive():
-                    process.kill()
+                    process.kill()  # SIGKILL ends one that is stopped, too
                 process.join()
+            hangs.clear(one.directory)
 
 
 def _rank(one: Job, rank: int, meeting: str, tell: Any, stopped: Callable[[], bool]) -> None:
     """One forked process, from joining to leaving; what it raises is told to the parent."""
     die_with_parent()
-    size = one.run.resources.workers
+    # Words go past the bar of the parent: the thread that draws it is not here, and may have held its lock.
+    sys.stdout, sys.stderr = (getattr(stream, "rich_proxied_file", stream) for stream in (sys.stdout, sys.stderr))
+    size = processes(one.run)
     torch.set_num_threads(max(1, round(one.run.resources.cpu or cpu_count() // size)))
     if sys.platform == "linux":
         # Ranks of one machine have nothing to say beyond it.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
-        with joined(rank, size, _device(one, rank), meeting) as world:
+        with (
+            joined(rank, size, _device(one, rank), meeting) as world,
+            hangs.pulse(one.directory, world, one.run.resources.hang, judging=False),
+        ):
             job.work(one, world, stopped=stopped)
         tell.send(DONE)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent must hear of it and raise it
@@ -133,8 +161,8 @@ def _rank(one: Job, rank: int, meeting: str, tell: Any, stopped: Callable[[], bo
         sys.exit(1)
 
 
-def _await(ranks: list[Any], pipes: list[Any], look: Callable[[], Any], directory: Path) -> None:
-    """Waits for all ranks, and has a look meanwhile.
+def _await(ranks: list[Any], pipes: list[Any], look: Callable[[bool], Any], directory: Path) -> None:
+    """Waits for all ranks, and has a look meanwhile, which is told whether all of them are still there.
 
     Raises what the first failing one raised, after its partners had a while to end.
     """
@@ -145,11 +173,15 @@ def _await(ranks: list[Any], pipes: list[Any], look: Callable[[], Any], director
         # A rank may be unable to end before its words are taken: its pipe and its end are awaited together.
         awaited = [pipes[rank] for rank in waiting] + [process.sentinel for process in waiting.values()]
         multiprocessing.connection.wait(awaited, timeout=POLL)
-        look()
+        look(len(waiting) == len(ranks))
         for rank, process in list(waiting.items()):
             if not pipes[rank].poll() and process.is_alive():
                 continue
-            told = _received(pipes[rank]) or _died(rank, process)
+            told = _received(pipes[rank])
+            if told is None:
+                told = _lost(rank, process, _end_of(process), directory)
+            elif isinstance(told, SystemExit):
+                told = _lost(rank, process, f"ended itself with exit code {told.code}", directory)
             del waiting[rank]
             if isinstance(told, BaseException):
                 failures[rank] = told
@@ -173,13 +205,22 @@ def _received(pipe: Any) -> Any:
         return None
 
 
-def _died(rank: int, process: Any) -> BaseException:
+def _lost(rank: int, process: Any, how: str, directory: Path) -> Lost:
+    """The error that a rank could not tell itself."""
+    shown = hangs.read(directory, rank)
+    step = f" at step {shown.step}" if shown else ""
+    error = Lost(f"rank {rank} (process {process.pid}) {how}{step}")
+    error.__dict__.update(rank=rank, pid=process.pid, step=shown.step if shown else 0)
+    error.__dict__.update(remote_traceback=shown.stack if shown else "")
+    if process.exitcode == -signal.SIGKILL:
+        error.add_note(f"if memory ran out (`dmesg` tells): {retries.MEMORY}")
+    return error
+
+
+def _end_of(process: Any) -> str:
     process.join()
     code = process.exitcode
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return RuntimeError(
-        f"rank {rank} (process {process.pid}) {how}; the run goes on from its checkpoint when started again"
-    )
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def elsewhere(call: Callable[[], Path]) -> Path:
@@ -200,7 +241,7 @@ def elsewhere(call: Callable[[], Path]) -> Path:
     told = _received(receiving)
     process.join()
     if told is None:
-        raise RuntimeError(f"preparing the data: {_died(0, process)}")
+        raise RuntimeError(f"the process that prepares the data {_end_of(process)}")
     if isinstance(told, BaseException):
         raise told
     return told

@@ -56,7 +56,7 @@ class WeightsAndBiases:
         self._log({"step": step, tag: self.wandb.Histogram(np_histogram=(counts.tolist(), edges.tolist()))})
 
     def _log(self, values: dict[str, Any]) -> None:
-        """W&B's own counter may only grow, also over a resume that it knows nothing of: it is the run's milliseconds."""
+        """W&B's own counter may only grow, also over a resume that it is not told of: it is the run's milliseconds."""
         self.counter = max(self.counter + 1, int(1000 * (time.time() - self.began)))
         self.run.log(values, step=self.counter)
 

@@ -1,9 +1,11 @@
-"""Small networks: a multi-layer perceptron, a convolutional network, and the scaling layer before them."""
+"""Small networks: a multi-layer perceptron, two convolutional networks, and the scaling layer before them."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from tasks.networks.depth import StochasticDepth, linear_shares
 
 
 class Standardise(nn.Module):
@@ -61,3 +63,43 @@ def cnn(shape: tuple[int, int, int], width: int, classes: int) -> nn.Sequential:
         layers += [nn.Conv2d(channels, out, 5, padding=2, bias=False), nn.BatchNorm2d(out), nn.ReLU(), nn.MaxPool2d(2)]
         channels, rows, columns = out, rows // 2, columns // 2
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * rows * columns, classes))
+
+
+def residual(
+    shape: tuple[int, int, int], width: int, blocks: int, classes: int, stochastic_depth: float = 0.0
+) -> nn.Sequential:
+    """(B, channels, height, width) -> (B, classes), of any height and width from 2 on.
+
+    A small network of residual blocks (He et al., 2016): a 3x3 convolution, `blocks` blocks of `width` channels, a 3x3
+    convolution of stride 2, `blocks` blocks of twice as many channels, the mean over all places, one linear layer;
+    batch normalisation and ReLU after each convolution. `stochastic_depth` is the share of the rows that skip the
+    last block; those before it are skipped linearly less. It has, for w = `width`,
+
+        (90 blocks + 18) w^2 + (9 channels + 12 blocks + 6 + 2 classes) w + classes
+
+    parameters: 204,650 for one channel, width 32, 2 blocks and 10 classes.
+    """
+    skipped = iter(linear_shares(stochastic_depth, 2 * blocks))
+    layers: list[nn.Module] = []
+    channels = shape[0]
+    for out, stride in ((width, 1), (2 * width, 2)):
+        layers += [_normalised(channels, out, stride), nn.ReLU()]
+        layers += [_Residual(out, next(skipped)) for _ in range(blocks)]
+        channels = out
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+class _Residual(nn.Module):
+    """Two convolutions whose result is added to what came in."""
+
+    def __init__(self, width: int, skipped: float) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(_normalised(width, width), nn.ReLU(), _normalised(width, width))
+        self.depth = StochasticDepth(skipped)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, width, height, width of the picture), kept
+        return (x + self.depth(self.branch(x))).relu()
+
+
+def _normalised(channels: int, out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out))

@@ -31,7 +31,7 @@ def test_every_setting_is_shown_with_value_type_meaning_and_origin(whipray):
         "name": "optimizer.lr", "value": 0.1, "type": "a number, above 0",
         "meaning": "learning rate that the schedule scales", "origin": "command line",
     }  # fmt: skip
-    assert by_name["task.model"]["type"] == "cnn or mlp"
+    assert by_name["task.model"]["type"] == "cnn or mlp or residual"
     assert by_name["optimizer.name"]["origin"] == "recipe"
     assert by_name["train.seed"]["origin"] == "default"
     assert {name.partition(".")[0] for name in by_name} == {

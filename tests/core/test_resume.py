@@ -1,18 +1,23 @@
 """A run that was stopped or killed goes on to the very bits of one that was not."""
 
+import contextlib
 import gzip
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+import torch
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from distributed import checkpoint
+from distributed import checkpoint, durable
 from distributed.data.store import Store
 from distributed.hosts import job
 from distributed.loop import train
@@ -77,7 +82,7 @@ def test_a_run_killed_by_kill_9_goes_on_bit_for_bit(tmp_path, stores, whole, com
     folder = tmp_path / "runs" / "digits" / "x"
     process = subprocess.Popen(_command(tmp_path, stores), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     awaited = checkpoint.folder_of(folder, steps_before_the_kill)
-    while not awaited.exists() and process.poll() is None:
+    while process.poll() is None and not any(path >= awaited for path in awaited.parent.glob("step-*")):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -89,6 +94,98 @@ def test_a_run_killed_by_kill_9_goes_on_bit_for_bit(tmp_path, stores, whole, com
     assert runs.distance(runs.parameters(one), runs.parameters(oracle)) == 0
     assert runs.rows(one) == runs.rows(oracle)
     assert runs.summary(one)["metrics"] == runs.summary(oracle)["metrics"]
+
+
+# ---- killed again and again, wherever it is
+
+
+LEARN = (
+    "task.model=mlp", "train.epochs=2", "data.limit=300", "data.batch_size=32", "checkpoint.every=3", "log.every=2",
+)  # fmt: skip
+
+
+class Deadly(durable.Operations):
+    """Kills the process at its N-th operation on the disk, of whichever thread: before it, or in its middle."""
+
+    def __init__(self, at: int, torn: bool) -> None:
+        self.left, self.torn, self.lock = at, torn, threading.Lock()
+
+    def _count(self, descriptor: int | None = None, data: bytes | memoryview = b"") -> None:
+        with self.lock:
+            self.left -= 1
+            if self.left == 0:
+                if descriptor is not None and self.torn:
+                    os.write(descriptor, memoryview(data)[: len(data) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def write(self, descriptor, data):
+        self._count(descriptor, data)
+        super().write(descriptor, data)
+
+    def sync(self, descriptor):
+        self._count()
+        super().sync(descriptor)
+
+    def rename(self, source, target):
+        self._count()
+        super().rename(source, target)
+
+
+Kill = tuple[int, bool] | float  # at which operation, and whether in its middle; or after how many seconds
+
+
+def _killed(plain: dict, kill: Kill) -> bool:
+    """Trains in a forked process that is killed there; returns whether it was, or came to its end before."""
+    pid = os.fork()
+    if not pid:
+        try:
+            torch.set_num_threads(1)
+            if isinstance(kill, tuple):
+                durable.OPERATIONS = Deadly(*kill)
+            job.work(job.Job.from_plain(plain), World())
+            os._exit(0)
+        finally:
+            os._exit(1)
+    if isinstance(kill, float):
+        time.sleep(kill)
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    assert status == 0 or os.WIFSIGNALED(status), "it failed by itself"
+    return status != 0
+
+
+@pytest.fixture(scope="module")
+def forker():
+    """A process without threads, which can be forked at will."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module", params=["true", "false"], ids=["background", "foreground"])
+def learned(request, tmp_path_factory, stores):
+    words = (*LEARN, f"checkpoint.background={request.param}")
+    return words, runs.train(tmp_path_factory.mktemp("learned"), stores, "digits", *words)
+
+
+operations = st.tuples(st.integers(1, 90), st.booleans())
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kills=st.lists(operations | st.floats(0.01, 0.6), min_size=1, max_size=4))
+@example(kills=[(60, True), (2, False), (1, False), 0.2])
+def test_a_run_killed_several_times_anywhere_records_and_learns_the_very_same(
+    tmp_path_factory, stores, forker, learned, kills
+):
+    words, oracle = learned
+    one = runs.begin(tmp_path_factory.mktemp("killed"), stores, "digits", *words)
+    for kill in kills:
+        if not forker.submit(_killed, one.to_plain(), kill).result():
+            break
+    job.work(one, World())
+    assert runs.distance(runs.parameters(one), runs.parameters(oracle)) == 0
+    assert runs.rows(one) == runs.rows(oracle)
+    assert runs.summary(one)["metrics"] == runs.summary(oracle)["metrics"]
+    assert not [path for path in one.directory.rglob(".*") if path.name != ".lock"]
 
 
 def test_a_finished_run_says_so_and_more_epochs_go_on_from_its_end(tmp_path, stores):
@@ -135,10 +232,9 @@ def test_a_run_does_not_go_on_with_other_data_in_silence(tmp_path, stores):
 def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(tmp_path, stores, whole, caplog):
     one = runs.begin(tmp_path, stores, "digits", *WORDS)
     store = Store(one.store, dict(one.run.task.fields))
-    for progress in train(one.run, store, one.directory, World(), None):
-        if progress.kind == "checkpoint" and progress.step == 8:
-            break
-    damaged = checkpoint.folder_of(one.directory, 8) / "model.safetensors"
+    with contextlib.closing(train(one.run, store, one.directory, World(), None)) as progresses:
+        next(progress for progress in progresses if progress.kind == "checkpoint" and progress.step >= 8)
+    damaged = checkpoint.newest(one.directory)[0].path / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     job.work(one, World())
     assert "model.safetensors: has" in caplog.text

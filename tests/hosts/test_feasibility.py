@@ -1,12 +1,17 @@
 """What a cluster can hold: tables of numbers, and the same counted one worker after the other."""
 
+import copy
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distributed import config
 from distributed.hosts.feasibility import check, holds, most
+from distributed.resources import Workers
+from distributed.run import resolve
 from tasks.errors import UserError
 
 SMALL = {"CPU": 2.0}
@@ -27,6 +32,9 @@ BOX = {"CPU": 16.0, "GPU": 2.0}
         (BOX, 1, 0.5, 4),
         (BOX, 1, 0.6, 2),  # two thirds of a device are left over on either
         (BOX, 0.1, 0.3, 6),
+        ({"CPU": 4.0, "GPU": 0.5}, 1, 0.5, 1),  # the other half is somebody else's
+        ({"CPU": 4.0, "GPU": 1.5}, 1, 0.25, 4),
+        ({"CPU": 4.0, "GPU": 1.5}, 1, 1, 1),
         ({}, 1, 0, 0),
     ],
 )
@@ -121,3 +129,27 @@ def _take(devices: list[int], share: int) -> list[int] | None:
     wanted = math.ceil(share / 100)
     whole = [index for index, free in enumerate(devices) if free == 100][:wanted]
     return [0 if index in whole else free for index, free in enumerate(devices)] if len(whole) == wanted else None
+
+
+@pytest.mark.parametrize(("word", "least", "most"), [("1", 1, 1), ("2", 2, 2), ("2..8", 2, 8), ("3..3", 3, 3)])
+def test_workers_are_a_number_or_a_range_and_count_as_the_most(word: str, least: int, most: int) -> None:
+    run = resolve("digits", config.from_words([f"resources.workers={word}"]))
+    workers = run.resources.workers
+    assert (workers.least, workers) == (least, most)
+    copied = copy.deepcopy(workers)
+    assert (copied.least, copied) == (least, most)
+    assert f"{Workers(workers.plain)}" == f"{workers}"
+    assert type(run.values["resources.workers"]) in (int, str), "plain data, for YAML and JSON"
+
+
+def test_a_range_survives_the_runs_own_file(tmp_path: Path) -> None:
+    written = tmp_path / "config.yaml"
+    written.write_text(config.to_yaml(resolve("digits", config.from_words(["resources.workers=2..8"])).values))
+    again = resolve("digits", config.from_yaml(written))
+    assert (again.resources.workers.least, again.resources.workers) == (2, 8)
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "8..2", "0..2", "2...8", "2..", "..8", "1.0", "x", "true", ""])
+def test_anything_else_is_no_number_of_workers(word: str) -> None:
+    with pytest.raises(UserError, match=r"expected a whole number, at least 1, or a range such as 2\.\.8"):
+        resolve("digits", config.from_words([f"resources.workers={word}"]))

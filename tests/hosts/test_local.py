@@ -191,7 +191,7 @@ def test_training_goes_on_when_nobody_reads_its_words_any_more(tmp_path, stores,
 
 def test_a_killed_rank_is_named_and_the_run_goes_on_when_started_again(tmp_path, stores, own):
     words = ["train", own, "--workers", "2", "--no-ray", "--name", "x"]
-    told = whipray(tmp_path, stores, *words, "task.trouble=kill", LOCAL_TEST_RANK="1")
+    told = whipray(tmp_path, stores, *words, "task.trouble=kill", "resources.replace_lost=0", LOCAL_TEST_RANK="1")
     assert told.returncode == 1
     assert "rank 1" in told.stderr
     assert "SIGKILL" in told.stderr

@@ -155,7 +155,9 @@ def test_fashion_comes_with_1200_rows_and_named_classes():
     assert CLOTHES[first["label"]] == "ankle boot" and first["image"].shape == (1, 28, 28)
 
 
-@pytest.mark.parametrize("task", [Mnist(model="mlp", width=2), Mnist(width=2), Fashion(width=2)])
+@pytest.mark.parametrize(
+    "task", [Mnist(model="mlp", width=2), Mnist(width=2), Mnist(model="residual", width=2), Fashion(width=2)]
+)
 def test_each_network_scores_ten_classes(task):
     facts = {"image": {"mean": [0.3], "std": [0.3]}}
     assert task.build(facts, None)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
