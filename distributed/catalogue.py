@@ -12,6 +12,9 @@ from typing import Any
 from tasks import TASKS
 from tasks.errors import UserError, did_you_mean
 
+TYPED = "__main__"  # module of a class that was typed into a notebook: no file holds it, no other process finds it
+loading: list[Path] = []  # files that are being imported, to find a task in them
+
 
 def listed() -> dict[str, tuple[str, str]]:
     """Returns every registered task: name -> (where, title); packages add theirs by the entry point whipray.tasks."""
@@ -46,6 +49,7 @@ def folder_name(reference: str) -> str:
     if not colon:
         return reference
     stem = Path(where).stem if where.endswith(".py") else where.rpartition(".")[2]
+    stem = "notebook" if where == TYPED else stem
     return re.sub(r"[^A-Za-z0-9._-]", "_", f"{stem}.{name}")
 
 
@@ -58,10 +62,34 @@ def find(reference: str) -> type[Any]:
     from tasks.task import Task
 
     if not (inspect.isclass(task) and issubclass(task, Task)):
+        if where == TYPED and task is None:
+            raise UserError(f"'{name}' was defined in a notebook, and is not defined here",
+                            "define it here too; what other processes are to find lies in a file")  # fmt: skip
         there = [n for n, v in vars(module).items() if inspect.isclass(v) and issubclass(v, Task) and v is not Task]
         kind = "is no task: let it derive from tasks.task.Task" if task is not None else "is not there"
         raise UserError(f"{where}: '{name}' {kind}", did_you_mean(name, there))
     return task
+
+
+def reference_of(task: type[Any]) -> str:
+    """Returns the reference by which `find` gives a class: the inverse of it.
+
+    A class that was typed into a notebook is found in this process only. Raises UserError where no name leads to it.
+    """
+    name, where = task.__qualname__, task.__module__
+    module = sys.modules.get(where)
+    if getattr(module, name, None) is not task:
+        raise UserError(f"{where}: no name of the module leads to this class {name}",
+                        "define it at the top of a module or a cell, under a name of its own")  # fmt: skip
+    file = getattr(module, "__file__", None)
+    registered = [known for known, (there, _) in listed().items() if there == f"{where}:{name}"]
+    if registered:
+        return registered[0]
+    if file and where == TYPED:  # the script that runs: it must not be run once more to find the class
+        sys.modules.setdefault(_module_name(Path(file).absolute()), sys.modules[where])
+    if file and (where == TYPED or where == _module_name(Path(file))):
+        return f"{Path(file).absolute()}:{name}"
+    return f"{where}:{name}"
 
 
 def _import(where: str, reference: str) -> Any:
@@ -76,7 +104,7 @@ def _import(where: str, reference: str) -> Any:
 def _load_file(path: Path) -> Any:
     """Imports a file under a name of its own, once, so that its classes are the same at every look."""
     path = path.absolute()
-    name = f"whipray_file_{re.sub(r'[^A-Za-z0-9]', '_', str(path))}"
+    name = _module_name(path)
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -86,6 +114,7 @@ def _load_file(path: Path) -> Any:
     sys.modules[name] = module
     # What lies beside the file can be imported by it, as when Python runs it.
     sys.path.append(str(path.parent))
+    loading.append(path)
     try:
         spec.loader.exec_module(module)
     except BaseException as error:
@@ -94,4 +123,10 @@ def _load_file(path: Path) -> Any:
             line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
             raise UserError(f"{path}{line}: {error}", "correct the file; --debug shows where") from error
         raise
+    finally:
+        loading.pop()
     return module
+
+
+def _module_name(path: Path) -> str:
+    return f"whipray_file_{re.sub(r'[^A-Za-z0-9]', '_', str(path))}"

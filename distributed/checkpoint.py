@@ -21,8 +21,8 @@ from annotated_types import Ge
 
 from distributed import durable, snapshot
 from distributed.background import Background
+from distributed.divergence import failure
 from distributed.snapshot import Snapshot
-from distributed.tally import failure
 from tasks.errors import RunFailed, UserError, did_you_mean
 
 if TYPE_CHECKING:

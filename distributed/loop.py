@@ -18,11 +18,12 @@ from distributed import checkpoint, record
 from distributed.alive import MARK
 from distributed.data.order import seed_of
 from distributed.data.store import Store
+from distributed.divergence import failure
 from distributed.evaluation import Evaluator, objective
 from distributed.learning import Learning, State, begin
 from distributed.run import Run
 from distributed.saving import Saving
-from distributed.tally import Told, failure
+from distributed.tally import Told
 from distributed.update import ONLY
 from distributed.world import World
 from tasks.errors import UserError

@@ -151,7 +151,7 @@ class Recorder:
         import pyarrow as pa
         from pyarrow import parquet
 
-        rows = read(self.path)
+        rows = read(self.path) if self.path.exists() else []  # somebody may have taken it away
         names = dict.fromkeys(name for row in rows for name in row)
         table = pa.table({name: [row.get(name) for row in rows] for name in names})
         sink = pa.BufferOutputStream()

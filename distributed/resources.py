@@ -52,9 +52,7 @@ class Resources:
     gpu: Annotated[float, Ge(0)] | None = None  # devices a worker; none: one where the machine has any
     cpu: Annotated[float, Gt(0)] | None = None  # cores a worker; none: an equal share, 1 under Ray
     host: Literal["auto", "local", "ray"] = "auto"  # auto: this process; Ray for several workers, and in jobs
-    hang: Annotated[float, Gt(0), Lt(600)] | None = (
-        300.0  # seconds in which no worker gets on, and one hangs; none: never
-    )
+    hang: Annotated[float, Gt(0), Lt(600)] | None = 300.0  # seconds in which no worker gets on: one hangs; none: never
     replace_lost: Annotated[int, Ge(0)] = 3  # times that workers which were killed are replaced before the run gets on
     replace_hung: Annotated[int, Ge(0)] = 3  # the same for a worker that hangs
 

@@ -2,39 +2,15 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from distributed.divergence import ADVICE, Odd, failure
 from distributed.world import World
 from tasks.errors import RunFailed
 
 Told = list[tuple[dict[str, Tensor], float]]  # of a step: the losses of each micro-batch, and its units
-ADVICE = "a smaller optimizer.lr or train.clip_norm=1 often helps"
-SHOWN = 8  # rows that a message names
-
-
-class Odd(NamedTuple):
-    """A loss that is not finite, and where it arose."""
-
-    step: int
-    micro_batch: int
-    rank: int
-    loss: str
-    value: float
-    rows: list[int]  # of the training split
-
-    def __str__(self) -> str:
-        rows = ", ".join(map(str, self.rows[:SHOWN])) + (" ..." if len(self.rows) > SHOWN else "")
-        return f"the loss '{self.loss}' is {self.value} at step {self.step} on rank {self.rank} (training rows {rows})"
-
-
-def failure(words: str, where: Odd | int) -> RunFailed:
-    """Returns the end of a training that cannot go on; it carries `step`, and where known `rank` and `rows`."""
-    error = RunFailed(f"{words}: {ADVICE}")
-    error.__dict__.update(where._asdict() if isinstance(where, Odd) else {"step": where})
-    return error
 
 
 class Tally:

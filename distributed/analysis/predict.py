@@ -1,7 +1,7 @@
 """What a run's checkpoint says about files: read by the task, encoded with the run's facts, predicted in batches."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,40 @@ def predict(found: Saved, files: Iterable[Path], which: str = "best") -> Iterato
 
     Raises UserError naming the file, and the row in it, that cannot be read.
     """
+    task = found.run.task
+    files = [part for file in files for part in _expanded(task, file)]
+    for (file, number), told in _predicted(found, which, lambda facts: _checked(task, facts, files)):
+        yield {"file": str(file), "row": number, **told}
+
+
+def predict_rows(found: Saved, rows: Iterable[Mapping[str, Any]], which: str = "best") -> Iterator[Prediction]:
+    """Yields what the run predicts for rows as `Task.row` returns them, without "file" and "row".
+
+    Raises UserError naming the row, counted from 1, that does not fit the task's fields.
+    """
+    task = found.run.task
+
+    def checked(facts: Facts) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, row in enumerate(rows, start=1):
+            try:
+                yield number, check_row(task.encode(dict(row), facts), task.fields, facts, targets=False)
+            except BadRow as error:
+                raise UserError(f"row {number}: {error}", "a row to predict must be complete") from error
+
+    return (told for _, told in _predicted(found, which, checked))
+
+
+def _predicted(
+    found: Saved, which: str, checked: Callable[[Facts], Iterator[tuple[Any, dict[str, Any]]]]
+) -> Iterator[tuple[Any, Prediction]]:
+    """Yields what is predicted for each checked row, with what marks the row."""
     run, world = found.run, World(device=device_of(found.run))
-    files = [part for file in files for part in _expanded(run.task, file)]
     net, facts = model.read(str(found.directory), run.runs, world, which)
-    checked = _checked(run.task, facts, files)
-    while chunk := list(itertools.islice(checked, run.data.batch_size)):
-        told = columns(run, net, facts, world, [row for _, _, row in chunk])
-        for index, (file, number, _) in enumerate(chunk):
-            yield {"file": str(file), "row": number, **{name: values[index] for name, values in told.items()}}
+    rows = checked(facts)
+    while chunk := list(itertools.islice(rows, run.data.batch_size)):
+        told = columns(run, net, facts, world, [row for _, row in chunk])
+        for index, (mark, _) in enumerate(chunk):
+            yield mark, {name: values[index] for name, values in told.items()}
 
 
 def columns(
@@ -71,13 +97,13 @@ def _expanded(task: Task, path: Path) -> list[Path]:
     return sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")) or [path]
 
 
-def _checked(task: Task, facts: Facts, files: Iterable[Path]) -> Iterator[tuple[Path, int, dict[str, Any]]]:
-    """Yields (file, number of the row in it, encoded and checked row)."""
+def _checked(task: Task, facts: Facts, files: Iterable[Path]) -> Iterator[tuple[tuple[Path, int], dict[str, Any]]]:
+    """Yields file and number of the row in it, with the row, encoded and checked."""
     for file in files:
         number = 0
         try:
             for number, row in enumerate(task.inputs(file), start=1):
-                yield file, number, check_row(task.encode(dict(row), facts), task.fields, facts, targets=False)
+                yield (file, number), check_row(task.encode(dict(row), facts), task.fields, facts, targets=False)
         except BadRow as error:
             # A reader that fails in the middle of a row has not counted it yet, and says itself where it stands.
             where = "" if str(file) in str(error) else f"{file}, row {max(number, 1)}: "

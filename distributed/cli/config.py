@@ -51,7 +51,7 @@ def config(
         )
     OUT.table(table)
     if not changed:
-        OUT.say("Another optimizer.name or schedule.name brings other settings; name it here to see them.")
+        OUT.say("Another optimizer.name, schedule.name or averaging.name brings other settings; name it here to see them.")
     OUT.result({"settings": rows})
 
 
@@ -65,7 +65,7 @@ def _settings(run: "Run") -> "dict[str, Setting]":
     for group, cls in PLAIN.items():
         found = found | settings_of(cls, group)
     found |= settings_of(settings_class(run.values["optimizer.name"]), "optimizer")
-    found |= settings_of(type(run.schedule), "schedule")
+    found |= settings_of(type(run.schedule), "schedule") | settings_of(type(run.averaging), "averaging")
     for entry, optimizer in run.optimizers.items():
         found |= settings_of(type(optimizer), f"optimizer.{entry}")
     return {name: found[name] for name in run.values if name in found}

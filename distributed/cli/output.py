@@ -19,15 +19,19 @@ class Output:
     def __init__(self) -> None:
         self.json = False
         self.debug = False
+        self.silent = False  # from Python, where nothing is to be said
         self.stdout = sys.stdout  # where the JSON object goes; with --json all other words go to stderr
 
     def console(self) -> "Console":
         """Returns where words for people go."""
         from rich.console import Console
 
+        terminal = (sys.stderr if self.json else sys.stdout).isatty()
+        # A notebook gets lines too, though its kernel asks by the environment for what a terminal gets.
         return Console(
-            stderr=self.json, highlight=False, soft_wrap=not (sys.stderr if self.json else sys.stdout).isatty()
-        )
+            stderr=self.json, highlight=False, soft_wrap=not terminal, quiet=self.silent, force_jupyter=False,
+            force_terminal=terminal,
+        )  # fmt: skip
 
     def say(self, *words: Any) -> None:
         self.console().print(*words, markup=False)

@@ -1,6 +1,5 @@
 """`whipray train`: one training of one task."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -52,32 +51,22 @@ def start(
 
     One that is rehearsed is stopped at the first chance, and goes on from its checkpoint.
     """
-    from distributed import saved, weights
+    from distributed import saved
     from distributed.cli.progress import Lines, Preparing
-    from distributed.hosts import job, local
+    from distributed.hosts import job
+    from distributed.hosts.starting import started
 
-    if run.resources.on_ray:
-        from distributed.hosts import ray_train as host
-    else:
-        host = local
-    host.connect(run, address)  # an impossible request is refused before anything is prepared
-    if run.train.init_from and not (directory / saved.CONFIG).exists():
-        weights.check(run.train.init_from, run.runs)
-    with job.owned(directory):
-        with Preparing() as progress:
-            prepare = functools.partial(job.prepare, run, stores, on_error=on_error, progress=progress)
-            store = local.elsewhere(prepare) if host is local and run.resources.workers > 1 else prepare()
-        one = job.Job(run, store, directory, on_error)
-        if job.begin(one):
+    with started(run, directory, stores, Preparing(), address=address, on_error=on_error) as one:
+        if one.finished:
             OUT.say(f"{directory} is finished already; give another --name, or more --epochs")
             return _tell(directory)
         OUT.say(f"{catalogue.folder_name(run.name)}: {counted(run.train.epochs, 'epoch')}, run {directory}")
-        with Lines(one) as lines:
+        with Lines(one.job) as lines:
             if rehearsed:
                 saved.ask_to_stop(directory)
-                host.train(one, stores, lines)
-                job.begin(one)
-            interrupted = host.train(one, stores, lines)
+                one.train(lines)
+                job.begin(one.job)
+            interrupted = one.train(lines)
     if interrupted:
         OUT.say(f"stopped; the same command with --name {directory.name} goes on")
         return INTERRUPTED

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed import durable
-from distributed.data import schema
+from distributed.data import schema, typed
 from distributed.data.settings import Data
 from distributed.data.store import FORMAT
 from tasks.classifier import Classifier
@@ -59,7 +59,7 @@ def _reading_code(cls: type) -> list[str]:
     found: dict[str, str] = {}
     while waiting:
         name = waiting.pop(0)
-        if name not in found and (tree := _tree(name)):
+        if name not in found and (tree := typed.tree(cls) if typed.is_typed(name) else _tree(name)):
             kept = [node for node in tree.body if not (isinstance(node, ast.ClassDef) and "forward" in _methods(node))]
             for node in kept:
                 if isinstance(node, ast.ClassDef):

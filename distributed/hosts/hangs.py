@@ -7,7 +7,9 @@ in the first steps of its process (it compiles), is movement as long as its thre
 
 import contextlib
 import dataclasses
+import itertools
 import json
+import linecache
 import os
 import platform
 import shutil
@@ -221,10 +223,12 @@ def place_of(frame: FrameType) -> str:
 
 
 def _text(frame: FrameType, title: str) -> str:
-    lines = [
-        f'  File "{one.f_code.co_filename}", line {one.f_lineno} in {one.f_code.co_name}' for one in _outwards(frame)
-    ]
-    return "\n".join([f"{title} (most recent call first):", *lines[:DEPTH]])
+    lines = []
+    for one in itertools.islice(_outwards(frame), DEPTH):
+        name, number = one.f_code.co_filename, one.f_lineno
+        source = linecache.getline(name, number).strip()
+        lines += [f'  File "{name}", line {number} in {one.f_code.co_name}', *([f"    {source}"] if source else [])]
+    return "\n".join([f"{title} (most recent call first):", *lines])
 
 
 # ---- whoever watches

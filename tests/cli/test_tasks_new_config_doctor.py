@@ -35,7 +35,8 @@ def test_every_setting_is_shown_with_value_type_meaning_and_origin(whipray):
     assert by_name["optimizer.name"]["origin"] == "recipe"
     assert by_name["train.seed"]["origin"] == "default"
     assert {name.partition(".")[0] for name in by_name} == {
-        "task", "data", "optimizer", "schedule", "precision", "train", "checkpoint", "log", "resources"
+        "task", "data", "optimizer", "schedule", "averaging", "precision", "train", "parallel", "checkpoint", "log",
+        "resources",
     }  # fmt: skip
 
 
