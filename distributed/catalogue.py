@@ -82,6 +82,8 @@ def reference_of(task: type[Any]) -> str:
         raise UserError(f"{where}: no name of the module leads to this class {name}",
                         "define it at the top of a module or a cell, under a name of its own")  # fmt: skip
     file = getattr(module, "__file__", None)
+    if where == TYPED and not (file and Path(file).is_file()):
+        return f"{TYPED}:{name}"
     registered = [known for known, (there, _) in listed().items() if there == f"{where}:{name}"]
     if registered:
         return registered[0]

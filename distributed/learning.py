@@ -129,8 +129,9 @@ def begin(run: Run, store: Store, world: World, resume: checkpoint.Checkpoint | 
 
 def _updater(run: Run, model: Model, world: World, times: Times) -> Updater:
     return Updater(
-        model.wrapped, run.optimizers, run.precision, world, train=run.train, parallel=run.parallel, times=times
-    )
+        model.wrapped, run.optimizers, run.precision, world, train=run.train, parallel=run.parallel, times=times,
+        frozen=model.frozen,
+    )  # fmt: skip
 
 
 def _refuse_parallel(run: Run, world: World) -> None:

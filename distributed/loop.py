@@ -80,8 +80,8 @@ def train(
                 metrics = _figures(learning, factor)
                 yield Progress("train", epoch, state.step, metrics, wishes=wishes, learning=learning)
             if boundary:
-                learning.model.share_buffers(world)
                 with learning.average.applied():
+                    learning.model.share_buffers(world)  # those that are judged: of the average, where there is one
                     metrics = judge(learning.model.plain)
                 _judged(run, store, state, metrics)
                 yield Progress("validation", epoch, state.step, metrics, wishes=wishes, learning=learning)
@@ -152,6 +152,7 @@ def learn(learning: Learning) -> None:
         batches = list(batches)
         units, whole = _counted(task, batches, world)
     network = learning.model.learning()
+    buffers = learning.model.buffers() if run.train.max_skipped else []
     told = []
     for index, (batch, part) in enumerate(zip(batches, units, strict=True)):
         times.begin("forward")
@@ -167,6 +168,7 @@ def learn(learning: Learning) -> None:
         learning.average.take(step, learning.total)
         learning.tally.add(step, told)
     else:
+        learning.model.put_back(buffers)
         _skip(learning, told)
     times.end()
 
@@ -206,7 +208,8 @@ def _figures(learning: Learning, factor: float) -> dict[str, float]:
     means = learning.tally.take()
     _refuse_reserved("loss", means, RESERVED if len(means) == 1 else RESERVED | {"loss"})
     rates = {"lr" if n == ONLY else f"lr/{n}": o.lr * factor for n, o in learning.run.optimizers.items()}
-    return {"loss": sum(means.values()), **({} if len(means) == 1 else means), **rates}
+    whole = sum(means.values()) if means else float("nan")  # all of the steps were left out
+    return {"loss": whole, **({} if len(means) == 1 else means), **rates}
 
 
 def _judged(run: Run, store: Store, state: State, metrics: dict[str, float]) -> None:

@@ -95,6 +95,7 @@ class Model:
         return self.wrapped
 
     def _train(self) -> None:
+        self.plain.train()  # where there are several entries, its root is not that of what is wrapped
         self.wrapped.train()
         for network in self.lent:
             network.eval()
@@ -102,12 +103,15 @@ class Model:
             layer.eval()
 
     def _still(self) -> Iterable[nn.Module]:
-        """The layers whose own parameters are all frozen: a normalisation among them keeps its statistics."""
+        """The layers whose own parameters are all frozen: a normalisation among them keeps its statistics.
+
+        What consists of layers is none itself: a frozen parameter of the root leaves all others learning.
+        """
         if not self.frozen:
             return
         for path, layer in self.plain.named_modules():
             own = [f"{path}.{name}".lstrip(".") for name, _ in layer.named_parameters(recurse=False)]
-            if own and self.frozen.issuperset(own):
+            if own and self.frozen.issuperset(own) and not any(layer.children()):
                 yield layer
 
     @property
@@ -129,6 +133,16 @@ class Model:
 
     def restore(self, tensors: dict[str, Tensor], where: str) -> None:
         checkpoint.restore(self.plain, tensors, self.borrowed, where)
+
+    def buffers(self) -> list[Tensor]:
+        """Returns a copy of all buffers, such as running means."""
+        return [buffer.detach().clone() for buffer in self.plain.buffers()]
+
+    @torch.no_grad()
+    def put_back(self, buffers: list[Tensor]) -> None:
+        """Lets the buffers hold what `buffers` told."""
+        for buffer, before in zip(self.plain.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
     def share_buffers(self, world: World) -> None:
         """Gives all ranks the buffers of rank 0, such as running means, before anything is judged or saved."""

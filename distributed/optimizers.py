@@ -159,14 +159,17 @@ def _import(name: str) -> Any:
 # ---- groups of parameters
 
 
-def groups(settings: Optimizer, named: Mapping[str, "torch.nn.Parameter"]) -> list[dict[str, Any]]:
+def groups(
+    settings: Optimizer, named: Mapping[str, "torch.nn.Parameter"], among: Iterable[str] = ()
+) -> list[dict[str, Any]]:
     """Returns torch's parameter groups: "params", "rate" (a factor of lr), and "weight_decay" where it is not that of
     the settings.
 
     `parts` come before `layer_decay` (Clark et al., 2020), whose layers are the numbered blocks of the network and the
-    children of its root, in the order in which they hold parameters. Raises UserError for a part that is not there.
+    children of its root, in the order in which they hold parameters. Both are of all names `among` which `named` are:
+    what is frozen for now keeps its rate for later. Raises UserError for a part that is not there.
     """
-    rates = _rates(settings, list(named))
+    rates = _rates(settings, list(among) or list(named))
     decays = getattr(settings, "weight_decay", 0.0) and settings.decay_on == "matrices"
     found: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in named.items():

@@ -1,5 +1,6 @@
 """What processes of this machine need that start others: an error that crosses a pipe, an end with their parent."""
 
+import contextlib
 import ctypes
 import itertools
 import multiprocessing
@@ -92,9 +93,15 @@ def _begin(function: Callable[..., bytes], fixed: tuple) -> None:
 
 def _end() -> None:
     """Ends a forked process whose work is done; one that waited for a task's own threads might never end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     os._exit(0)
+
+
+def flush() -> None:
+    """Writes out what a forked process would say a second time; words that nobody reads any more are let go."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
 
 
 class _Stopped(BaseException):

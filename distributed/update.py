@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,17 +40,24 @@ class Updater:
     def __init__(
         self, model: nn.Module, settings: dict[str, Optimizer], precision: Precision, world: World, *,
         train: Train = Train(), parallel: Parallel = Parallel(), times: Times | None = None,
+        frozen: Collection[str] = (),
     ) -> None:  # fmt: skip
+        """`frozen`: the parameters that do not learn for now; an entry may consist of them."""
         self.precision, self.train, self.world, self.times = precision, train, world, times or Times()
         self.scaler = precision.scaler(world.device)
         self.sharded = parallel.shard_optimizer and world.size > 1
         modules = dict(model.items()) if isinstance(model, nn.ModuleDict) else {ONLY: model}
         self.entries: dict[str, Entry] = {}
+        self.waiting: set[str] = set()  # entries all of whose parameters are frozen for now
         for name, module in modules.items():
-            named = {n: p for n, p in plain(module).named_parameters() if p.requires_grad}
+            prefix = _prefix(name)
+            everything = {n: p for n, p in plain(module).named_parameters() if p.requires_grad or prefix + n in frozen}
+            named = {n: p for n, p in everything.items() if p.requires_grad}
+            if everything and not named:
+                self.waiting.add(name)
             if named:
                 one = settings[name]
-                groups = optimizers.groups(one, named)
+                groups = optimizers.groups(one, named, everything)
                 optimizer = optimizers.create(one, groups, sharded=self.sharded)
                 self.entries[name] = Entry(module, one, optimizer, list(named.values()))
         if not self.entries:
@@ -71,7 +78,10 @@ class Updater:
 
         Returns False where train.max_skipped is set and a gradient is not finite: then nothing has changed.
         """
-        stepping = [entry for entry in self.entries.values() if step % entry.settings.every == 0]
+        stepping = [
+            entry for entry in self.entries.values()
+            if step % entry.settings.every == 0 and any(p.grad is not None for p in entry.parameters)
+        ]  # fmt: skip
         sound = not self.train.max_skipped or _are_finite(stepping)  # the one look that waits for the device
         if sound:
             for entry in stepping:
@@ -133,7 +143,7 @@ class Updater:
 
     def _names(self, entry_name: str, entry: Entry) -> list[str]:
         """The names of an entry's parameters, in the order of its optimizer's groups."""
-        prefix = "" if entry_name == ONLY else f"{entry_name}."
+        prefix = _prefix(entry_name)
         names = {id(p): prefix + name for name, p in plain(entry.module).named_parameters()}
         return [names[id(p)] for group in entry.optimizer.param_groups for p in group["params"]]
 
@@ -150,7 +160,7 @@ class Updater:
             for at, (parameter, found) in enumerate(zip(learning, slots, strict=True)):
                 if found:
                     saved["state"][at] = {slot: _laid_out(value, parameter) for slot, value in found.items()}
-            at, counters = 0, {group["key"]: group for group in numbers["groups"][name]}
+            at, counters = 0, {group["key"]: group for group in numbers["groups"].get(name, ())}
             for group in entry.optimizer.param_groups:
                 plain_group = {key: value for key, value in group.items() if key != "params"}
                 places = list(range(at, at := at + len(group["params"])))
@@ -159,6 +169,11 @@ class Updater:
                 saved["param_groups"].append({**plain_group, **counted, "params": places})
             entry.optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(numbers["scaler"])
+
+
+def _prefix(entry_name: str) -> str:
+    """What the names of an entry's parameters begin with in the whole network."""
+    return "" if entry_name == ONLY else f"{entry_name}."
 
 
 def _are_finite(entries: Iterable[Entry]) -> bool:
@@ -194,11 +209,13 @@ class Accumulate:
     def __call__(self, loss: Tensor, name: str = ONLY) -> None:
         """Raises ValueError for an entry that is not there, or updated twice in one step."""
         updater = self.updater
-        if name not in updater.entries:
+        if name not in updater.entries and name not in updater.waiting:
             raise ValueError(f"update(loss, {name!r}): the model's entries are {', '.join(updater.entries)}")
         if name in self.seen:
             raise ValueError(f"update(loss, {name!r}) is called twice in one step: add the losses up")
         self.seen.add(name)
+        if name in updater.waiting:
+            return
         entry = updater.entries[name]
         if self.step % entry.settings.every:
             return

@@ -1,4 +1,7 @@
-"""Who we are among the processes of a run, and the only file that talks to torch.distributed."""
+"""Who we are among the processes of a run, and all that they tell each other.
+
+Only sync_norm.py and the sharded optimizer, within the network and the step, use torch.distributed elsewhere.
+"""
 
 import contextlib
 import datetime

@@ -21,7 +21,7 @@ from distributed.analysis.machine import memory
 from distributed.data.store import Store
 from distributed.learning import Learning, begin
 from distributed.loop import learn
-from distributed.processes import die_with_parent, portable
+from distributed.processes import die_with_parent, flush, portable
 from distributed.run import Run
 from distributed.world import World
 from tasks.errors import RunFailed, UserError
@@ -214,8 +214,7 @@ def _apart(call: Callable[[], Any], rows: int) -> Any:
         torch.cuda.empty_cache()
         return call()
     receiving, sending = multiprocessing.Pipe(duplex=False)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush()
     process = multiprocessing.get_context("fork").Process(target=_tell, args=(call, sending), name="probe")
     process.start()
     sending.close()
@@ -240,5 +239,5 @@ def _tell(call: Callable[[], Any], sending: Any) -> None:
         sending.send(call())
     except BaseException as error:  # noqa: BLE001 - the parent raises it
         sending.send(portable(error))
-    sys.stdout.flush()
+    flush()
     os._exit(0)  # threads of the loader or of a library need not be waited for

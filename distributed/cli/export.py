@@ -12,7 +12,9 @@ from distributed.cli.output import OUT
 
 def export(
     run: options.RunName,
-    to: Annotated[Literal["torch", "onnx"], typer.Option(help="Format: torch.export's archive, or ONNX.")] = "torch",
+    to: Annotated[
+        Literal["torch", "torchscript", "onnx"], typer.Option(help="torch.export's archive, TorchScript, or ONNX.")
+    ] = "torch",
     out: Annotated[Path | None, typer.Option(help="File to write; default: in the run's folder export/.")] = None,
     checkpoint: Which = "best",
     runs: options.Runs = options.RUNS,

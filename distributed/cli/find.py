@@ -119,6 +119,7 @@ def _prepared(task: str, given: Givens, runs: Path, stores: Path | None, verb: s
     from distributed.run import resolve
 
     run = resolve(task, given, runs)
+    local.check_device(run)
     if run.train.init_from:
         weights.check(run.train.init_from, run.runs)
     with Preparing() as progress:

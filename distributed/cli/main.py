@@ -3,11 +3,12 @@
 import bdb
 import contextlib
 import logging
+import os
 import sys
 
 import typer
 
-from distributed.cli.output import FAILED, INTERRUPTED, MISUSED, OK, OUT, explain
+from distributed.cli.output import FAILED, INTERRUPTED, MISUSED, OK, OUT, explain, silence
 from tasks.errors import RunFailed, UserError
 
 HELP = """Trains and tunes deep-learning models, on this machine or on a Ray cluster.
@@ -56,6 +57,7 @@ def application() -> typer.Typer:
 
 def run(words: list[str]) -> int:
     """Runs one command; returns its exit code: 0, 1 failed, 2 the user's mistake, 130 interrupted."""
+    _open_closed_streams()
     words = _take_global(words)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s: %(message)s")
     OUT.stdout = sys.stdout
@@ -91,13 +93,33 @@ def _run(words: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         OUT.error("interrupted", "the same command with the same --name goes on from the last checkpoint")
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
+    except BrokenPipeError as error:  # nobody reads the result
+        _traceback(error)
+        silence(OUT.stdout)
         return FAILED
     except Exception as error:  # noqa: BLE001 - the one place where all that is unforeseen ends
         _traceback(error)
         OUT.error(*explain(error))
         return FAILED
+
+
+def _open_closed_streams() -> None:
+    """Gives a process that was started without stdin, stdout or stderr (`2>&-`) one that nobody reads.
+
+    Without it a file of the run would be opened in its place, and get whatever a library says there.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:  # nothing has taken its place yet
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, number)
+            os.set_inheritable(number, True)
+            if nowhere != number:
+                os.close(nowhere)
+        setattr(sys, name, open(os.devnull, "r+" if number == 0 else "w"))  # noqa: PTH123, SIM115 - while the process lives
 
 
 def _take_global(words: list[str]) -> list[str]:

@@ -6,8 +6,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from distributed import catalogue, initial
-from distributed.cli.output import OUT, counted
+from distributed.cli.output import OUT, counted, unless_full
 from distributed.monitor import Course
+from distributed.processes import flush
 from distributed.record import is_measured
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Lines:
         )
         self.course = Course(one.run.values)
         self.began = (0, 0.0)  # step and time at which the training that is watched began
-        self.latest, self.lost, self.said = 0.0, False, ""
+        self.latest, self.said = 0.0, ""
         self.directory = one.directory
         # A run that goes on has said before which weights it began with.
         self.told_weights = not one.run.train.init_from or initial.line(one.directory) is not None
@@ -101,13 +102,8 @@ class Lines:
             self._print(f"hint: {hint}")
 
     def _print(self, line: str) -> None:
-        if self.lost:
-            return
-        try:
+        with unless_full(self.console):
             self.console.print(line, markup=False)
-        except (BrokenPipeError, SystemExit):  # rich leaves the program when nobody reads any more
-            self.lost = True
-            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for as long as the process lives
 
 
 class _Bar:
@@ -178,7 +174,7 @@ class Preparing:
             self.latest = now
             of = f" of {total:,}" if total else ""
             self.console.print(f"preparing data: {stage} {done:,}{of} rows", markup=False)
-        sys.stdout.flush()
+        flush()
 
     def _draw(self, stage: str, done: int, total: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

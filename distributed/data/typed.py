@@ -5,6 +5,7 @@ import contextlib
 import dis
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import CodeType
 
 from tasks.errors import UserError
@@ -12,7 +13,8 @@ from tasks.errors import UserError
 
 def is_typed(module: str) -> bool:
     """Returns whether a module is a session of somebody who types, and no file."""
-    return module == "__main__" and getattr(sys.modules.get(module), "__file__", None) is None
+    file = getattr(sys.modules.get(module), "__file__", None)  # "<stdin>" where `python -` reads it
+    return module == "__main__" and not (file and Path(file).is_file())
 
 
 def tree(cls: type) -> ast.Module:

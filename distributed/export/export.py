@@ -22,7 +22,7 @@ from distributed.saved import Saved
 from distributed.world import World
 from tasks.errors import RunFailed, UserError
 
-Format = Literal["torch", "onnx"]
+Format = Literal["torch", "torchscript", "onnx"]
 ROWS = 32  # real rows on which both are compared
 TOLERANCE = 1e-4  # largest difference, relative to the largest output; float32 kernels of two programs round apart
 
@@ -111,7 +111,14 @@ def _compared(network: nn.Module, other: Any, batches: Iterable[dict[str, Tensor
     for inputs in batches:
         with torch.no_grad():
             wanted = _flat(network(*inputs.values()))
-        got = _flat(other(*inputs.values()))
+        try:
+            got = _flat(other(*inputs.values()))
+        except Exception as error:  # whatever a runtime says
+            shapes = ", ".join(str(tuple(value.shape)) for value in inputs.values())
+            words = str(error).strip().splitlines()
+            raise RunFailed(
+                f"the exported network cannot be run on inputs of {shapes}: {words[0] if words else error!r}"
+            ) from error
         if len(wanted) != len(got):
             raise RunFailed(f"the exported network has {len(got)} outputs, the one trained {len(wanted)}")
         for one, two in zip(wanted, got, strict=True):

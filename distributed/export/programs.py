@@ -40,6 +40,9 @@ class TorchExport:
         pass
 
     def write(self, network: nn.Module, inputs: Inputs, sizes: Sizes) -> bytes:
+        if _fixes_lengths(network, sizes):
+            raise UserError("torch.export fixes the length of what recurrent layers read, and this network has some",
+                            "take --to torchscript or --to onnx")  # fmt: skip
         written = io.BytesIO()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about itself
@@ -50,6 +53,27 @@ class TorchExport:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.load(io.BytesIO(written)).module()
+
+
+class TorchScript:
+    """TorchScript (.pt), traced: for C++ with torch, recurrent networks included; torch adds nothing to it any more."""
+
+    suffix = ".pt"
+
+    def check(self) -> None:
+        pass
+
+    def write(self, network: nn.Module, inputs: Inputs, sizes: Sizes) -> bytes:
+        written = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(_tried(lambda: torch.jit.trace(network, tuple(inputs.values()))), written)
+        return written.getvalue()
+
+    def run(self, written: bytes, names: list[str]) -> Callable[..., Any]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.jit.load(io.BytesIO(written))
 
 
 class Onnx:
@@ -67,6 +91,15 @@ class Onnx:
     def write(self, network: nn.Module, inputs: Inputs, sizes: Sizes) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if _fixes_lengths(network, sizes):  # the older exporter knows recurrent layers of any length
+                written = io.BytesIO()
+                names, values = list(inputs), tuple(inputs.values())
+                _tried(
+                    lambda: torch.onnx.export(
+                        network, values, written, input_names=names, dynamic_axes=sizes, dynamo=False
+                    )
+                )
+                return written.getvalue()
             program = torch.onnx.export(
                 _exported(network, inputs, sizes), input_names=list(inputs), dynamo=True, verbose=False
             )
@@ -88,11 +121,21 @@ class Onnx:
         return call
 
 
+def _fixes_lengths(network: nn.Module, sizes: Sizes) -> bool:
+    """Whether torch.export would take one length only: it unrolls recurrent layers."""
+    varies = any(axis > 0 for free in sizes.values() for axis in free)
+    return varies and any(isinstance(module, nn.RNNBase) for module in network.modules())
+
+
 def _exported(network: nn.Module, inputs: Inputs, sizes: Sizes) -> Any:
-    """Raises UserError naming what of the network cannot be traced."""
     free = tuple(dict.fromkeys(sizes[name], torch.export.Dim.AUTO) for name in inputs)
+    return _tried(lambda: torch.export.export(network, tuple(inputs.values()), dynamic_shapes=free))
+
+
+def _tried(trace: Callable[[], Any]) -> Any:
+    """Raises UserError naming what of the network cannot be traced."""
     try:
-        return torch.export.export(network, tuple(inputs.values()), dynamic_shapes=free)
+        return trace()
     except Exception as error:
         words = str(error).strip().splitlines()
         raise UserError(
@@ -101,4 +144,4 @@ def _exported(network: nn.Module, inputs: Inputs, sizes: Sizes) -> Any:
         ) from error
 
 
-PROGRAMS: dict[str, Program] = {"torch": TorchExport(), "onnx": Onnx()}
+PROGRAMS: dict[str, Program] = {"torch": TorchExport(), "torchscript": TorchScript(), "onnx": Onnx()}

@@ -11,14 +11,19 @@ from typing import Any
 import torch
 
 from distributed import durable
+from distributed.analysis import replay
 from distributed.analysis.machine import memory
 from distributed.hosts.retries import classify
 from distributed.loop import Progress
 from distributed.run import Run
+from distributed.saved import Saved
 from distributed.world import World
+from tasks.errors import RunFailed
+from tasks.task import Facts
 
 log = logging.getLogger("whipray")
 PROFILE, TABLE, MEMORY, SNAPSHOT = "profile", "table.txt", "memory.txt", "memory.pickle"
+PATIENCE = 20.0  # seconds that a second look at a failed step may take: the other ranks wait for rank 0 to end
 ROWS = 20  # operators of the table
 
 
@@ -51,6 +56,28 @@ def _anomalies(run: Run) -> Iterator[None]:
         warnings.filterwarnings("ignore", "Anomaly Detection has been enabled")
         with torch.autograd.set_detect_anomaly(True):
             yield
+
+
+def look_again(run: Run, facts: Facts, store: Path, directory: Path, error: RunFailed, pace: float) -> None:
+    """Adds to an error of numbers that are not finite the first tensor that was not: executes the step again.
+
+    `pace` is the seconds that a step took; where it would take longer than `PATIENCE`, whipray replay is left to the
+    user, as it is where anything is in the way.
+    """
+    step = getattr(error, "step", None)
+    if step is None:
+        return
+    found = Saved(directory, run, facts)
+    try:
+        begun = replay.begin(found, store, step)
+        if (begun.before + 1) * begun.ranks.size * pace > PATIENCE:
+            return
+        odd = replay.replay(found, begun).not_finite
+    except Exception as other:  # noqa: BLE001 - what ended the run is told, whatever becomes of the second look
+        log.debug("the step could not be executed again: %s", other)
+        return
+    if odd:
+        error.add_note(f"the first that is not finite in step {step}: {odd}")
 
 
 class Profile:

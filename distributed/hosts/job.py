@@ -34,7 +34,7 @@ from distributed.processes import Mapper
 from distributed.record import Recorder, check, finite
 from distributed.run import Run, differences, resolve
 from distributed.world import World
-from tasks.errors import UserError
+from tasks.errors import RunFailed, UserError
 
 log = logging.getLogger("whipray")
 Show = Callable[[dict[str, Any]], None]  # shows one row of metrics.jsonl to a person
@@ -175,11 +175,15 @@ def work(job: Job, world: World, show: Show = lambda row: None, stopped: Callabl
     with saved.naming_failures(job.directory, world.rank), contextlib.closing(Attempt(job, world)) as attempt:
         show({"kind": "begin", "step": attempt.resume.step if attempt.resume else 0})
         with contextlib.closing(attempt.progresses()) as progresses:
-            for progress, row in progresses:
-                if row:
-                    show(row)
-                if stopped() or saved.is_asked_to_stop(job.directory):
-                    progress.request("stop")
+            try:
+                for progress, row in progresses:
+                    if row:
+                        show(row)
+                    if stopped() or saved.is_asked_to_stop(job.directory):
+                        progress.request("stop")
+            except RunFailed as error:
+                attempt.look_again(error)
+                raise
         end = attempt.end()
         if end:
             judge(attempt, end)
@@ -227,6 +231,15 @@ class Attempt:
                     self.watch.look(one)
                 yield one, row
         self.seconds, self.speed = self.clock.overall()
+
+    def look_again(self, error: RunFailed) -> None:
+        """Adds to an error what a second look at its step shows."""
+        seconds, _ = self.clock.overall()
+        pace = seconds / max(MARK.step - self.clock.first, 1)
+        if self.world.rank == 0:
+            debugging.look_again(
+                self.job.run, self.store.facts, self.job.store, self.job.directory, error, pace
+            )  # fmt: skip
 
     def end(self) -> checkpoint.Checkpoint | None:
         """Returns the last checkpoint of a run that is at its end: all steps done, or stopped early."""

@@ -24,7 +24,7 @@ from distributed.hosts.follow import Rows
 from distributed.hosts.hangs import Watch
 from distributed.hosts.job import Job, Show
 from distributed.hosts.retries import Lost
-from distributed.processes import die_with_parent, portable
+from distributed.processes import die_with_parent, flush, portable
 from distributed.resources import cpu_count
 from distributed.run import Run
 from distributed.world import World, joined, pick_device
@@ -43,6 +43,11 @@ def connect(run: Run, address: str | None) -> None:
     if devices and run.resources.workers.least > devices:
         raise UserError(f"resources.workers={run.resources.workers}: this machine has {devices} devices, one a worker",
                         f"resources.workers={devices}, or resources.gpu=0 to train on the CPU")  # fmt: skip
+    check_device(run)
+
+
+def check_device(run: Run) -> None:
+    """Raises UserError where this machine has none of the devices that the run asks for."""
     if run.resources.gpu and not (torch.cuda.device_count() or torch.backends.mps.is_available()):
         raise UserError(f"resources.gpu={run.resources.gpu:g}: this machine has no device", "resources.gpu=0")
 
@@ -84,7 +89,9 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        sys.stderr.write("stopping after a checkpoint; once more to stop at once\n")
+        # Where nobody reads any more, or the signal came in the midst of a line: the wish is what counts.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            sys.stderr.write("stopping after a checkpoint; once more to stop at once\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set  # signals belong to the main thread; whoever runs it stops us
@@ -113,8 +120,7 @@ def _forked(one: Job, show: Show, stopped: Callable[[], bool]) -> None:
             context.Process(target=_rank, args=(one, rank, meeting, pipes[rank][1], stopped), name=f"rank {rank}")
             for rank in range(size)
         ]
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
         for process in ranks:
             process.start()
         show({"kind": "begin", "step": 0})

@@ -262,6 +262,8 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step_rank_and_rows(tmp_path
     ) as told:
         ranks(size, runs.work, one.to_plain())
     assert told.value.step == step
+    if size == 1:
+        assert any(f"the first that is not finite in step {step}: the loss" in note for note in told.value.__notes__)
     assert 7 in told.value.rows
 
 
@@ -294,3 +296,28 @@ def test_too_many_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path, store
 def test_float16_has_its_own_way_of_leaving_steps_out(tmp_path, stores):
     with pytest.raises(UserError, match="the loss scaler skips steps already"):
         runs.train(tmp_path, stores, "digits", *SMALL, "train.max_skipped=2", "precision.dtype=float16")
+
+
+ROOT = """
+import torch
+from torch import nn
+from tasks.digits import Digits
+
+
+class Root(nn.Module):
+    def forward(self, x):
+        return torch.where(x.sum(1, keepdim=True) > 0, x - 1e4, x).sqrt() if self.training else x
+
+
+class Rooted(Digits):
+    def network(self, facts, load):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), Root())
+"""
+
+
+def test_the_first_tensor_that_is_not_finite_is_named(tmp_path, stores):
+    (tmp_path / "root.py").write_text(ROOT)
+    with pytest.raises(RunFailed, match="is nan at step 0 on rank 0") as told:
+        runs.train(tmp_path, stores, f"{tmp_path}/root.py:Rooted", *SMALL)
+    (note,) = [note for note in told.value.__notes__ if "first that is not finite" in note]
+    assert "the output of 2, a Root" in note

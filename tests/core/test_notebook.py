@@ -1,14 +1,18 @@
 """The notebook of the documentation runs from its first cell to its last; so do classes that are typed into one."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 HOME = Path(__file__).parents[2]
 QUICKSTART = HOME / "docs" / "quickstart.ipynb"
@@ -29,18 +33,25 @@ nbformat.write(notebook, path)
 Notebook = nbformat.NotebookNode
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """Where our package is, and nothing of the user's but what matplotlib knows of the machine's fonts."""
+    names = {"XDG_CACHE_HOME": "cache", "IPYTHONDIR": "ipython", "JUPYTER_RUNTIME_DIR": "jupyter"}
+    folders = {name: str(folder / below) for name, below in names.items()}
+    own = {"PYTHONPATH": str(HOME), "OMP_NUM_THREADS": "1", "MPLCONFIGDIR": matplotlib.get_configdir()}
+    return {**os.environ, **folders, **own}
+
+
 @pytest.fixture
 def execute(tmp_path: Path) -> Callable[[Notebook], Notebook]:
     """Executes a notebook in a kernel of this interpreter, in an empty folder; raises AssertionError where it fails."""
 
     def run(notebook: Notebook) -> Notebook:
         nbformat.write(notebook, tmp_path / "notebook.ipynb")
-        folders = {"XDG_CACHE_HOME": "cache", "IPYTHONDIR": "ipython", "JUPYTER_RUNTIME_DIR": "jupyter"}
         with tempfile.TemporaryDirectory(prefix="whipray-") as sockets:  # their names must be short
             told = subprocess.run(
                 [sys.executable, "-c", EXECUTE, str(tmp_path / "notebook.ipynb"), f"{sockets}/kernel"],
                 cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
-                env={**os.environ, "PYTHONPATH": str(HOME), **{k: str(tmp_path / v) for k, v in folders.items()}},
+                env=environment(tmp_path),
             )  # fmt: skip
         assert told.returncode == 0, told.stderr
         return nbformat.read(tmp_path / "notebook.ipynb", as_version=4)
@@ -61,7 +72,7 @@ def test_the_quickstart_runs_from_its_first_cell_to_its_last(execute, tmp_path):
     cells = code(execute(nbformat.read(QUICKSTART, as_version=4)))
     train, curve, predicted, network, ring, sweep, picture, better, loaded = cells
     assert "epoch 5/5" in said(train) and "<run digits/" in said(train)
-    assert all("stdout" == one["name"] for one in train["outputs"] if one["output_type"] == "stream")
+    assert all(one["name"] == "stdout" for one in train["outputs"] if one["output_type"] == "stream")
     for shown in (curve, picture):
         assert any("image/png" in one.get("data", {}) for one in shown["outputs"])
     assert "'label': '1'" in said(predicted)
@@ -125,3 +136,27 @@ def test_a_typed_reader_that_changed_is_noticed_and_nothing_else_is(execute):
 def test_several_processes_cannot_train_a_typed_class(execute, call, told):
     with pytest.raises(AssertionError, match=told):
         execute(notebook("import whipray", TYPED, call))
+
+
+def test_a_class_whose_code_nobody_remembers_is_refused(tmp_path):
+    told = subprocess.run(
+        [sys.executable, "-"], input=f"import whipray\n{TYPED}\nwhipray.train(Typed)", text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, env=environment(tmp_path), check=False,
+    )  # fmt: skip
+    assert told.stderr.splitlines()[-2:] == [
+        "tasks.errors.UserError: Typed: its code is in no file, so that a change in how it reads would go unseen",
+        "put the class into a file: FILE.py:Class",
+    ]
+
+
+def test_every_line_of_the_page_about_python_runs(tmp_path):
+    page = (HOME / "docs" / "python.md").read_text()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "picture.png")
+    (tmp_path / "page.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)))
+    told = subprocess.run(
+        [sys.executable, "-W", "error", "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=240,
+        env={**environment(tmp_path), "MPLBACKEND": "agg"},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert told.stderr == "" and (tmp_path / "curve.png").exists()
+    assert told.stdout.splitlines()[-2:] == ["unknown setting 'optimizer.rl' (Python)", "did you mean 'optimizer.lr'?"]
