@@ -5,6 +5,7 @@ for a training that cannot go on. What is given by name wins over `settings`, an
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +216,11 @@ def tune(
     with _quiet(not show):
         with Preparing() as progress:
             store = sweeps.prepare(setup, searched, run, progress)
-        with contextlib.closing(sweeps.opened(setup, searched, wanted, run, store)) as sweep:
+        with warnings.catch_warnings():
+            # tqdm, which optuna imports, misses widgets in a notebook; nobody here draws its bars.
+            warnings.filterwarnings("ignore", "IProgress not found")
+            opened = sweeps.opened(setup, searched, wanted, run, store)
+        with contextlib.closing(opened) as sweep:
             interrupted = False
             if not sweep.finished:
                 OUT.say(f"{catalogue.folder_name(reference)}: {sweep.total} trials, sweep {setup.directory}")

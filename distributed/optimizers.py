@@ -218,6 +218,7 @@ def create(settings: Optimizer, parameters: Iterable[Any], *, sharded: bool = Fa
     values["lr"] = settings.lr
     if settings.name in _CLASSES:
         cls = _unguarded(_CLASSES[settings.name])
+        cls = _from_zero(cls) if settings.name == "sgd" else cls
         if settings.name in _FUSED:
             values["fused"] = True
     else:
@@ -252,3 +253,21 @@ def _unguarded(name: str) -> Any:
     except AttributeError:  # another torch is made otherwise: slower to start, as right
         return cls
     return type(name, (cls,), {"step": torch.no_grad()(step), "__module__": cls.__module__})
+
+
+@functools.cache
+def _from_zero(cls: Any) -> Any:
+    """Returns torch's SGD so that every momentum begins as 0, which gives the first step that torch gives.
+
+    torch's fused kernel asks for a momentum of all parameters or of none, and fails where some were set free later, or
+    had no gradient in the first step. Where float16 overflows in the first step, it goes on from memory that nobody
+    has written (torch 2.10, sgd.py, _fused_sgd).
+    """
+    import torch
+
+    def gather(self: Any, group: Any, parameters: Any, gradients: Any, momenta: list[Any]) -> bool:
+        sparse = cls._init_group(self, group, parameters, gradients, momenta)
+        momenta[:] = [torch.zeros_like(p) if m is None else m for p, m in zip(parameters, momenta, strict=False)]
+        return sparse
+
+    return type(cls.__name__, (cls,), {"_init_group": gather, "__module__": cls.__module__})

@@ -182,9 +182,13 @@ def _are_finite(entries: Iterable[Entry]) -> bool:
 
 
 def _laid_out(value: Any, parameter: Tensor) -> Any:
-    """A tensor of an optimizer's state in the memory layout of its parameter: fused kernels go by the memory."""
-    if not isinstance(value, Tensor) or value.shape != parameter.shape or parameter.is_contiguous():
+    """A copy of an optimizer's state, whose tensors are changed in place; in the memory layout of its parameter, as
+    fused kernels go by the memory.
+    """
+    if not isinstance(value, Tensor):
         return value
+    if value.shape != parameter.shape or parameter.is_contiguous():
+        return value.clone()
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 

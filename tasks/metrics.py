@@ -4,6 +4,7 @@ The three that nearly every run asks for are a few sums each; the rest is torchm
 that of torch, and would stand before the first step.
 """
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,11 @@ def _to_cpu(value: Any) -> Any:
     return value.double() if value.is_floating_point() else value
 
 
+def _wide(value: Tensor) -> Tensor:
+    """In float64, where it is; Apple's devices have none."""
+    return (value.cpu() if value.device.type == "mps" else value).double()
+
+
 class Sums:
     """A figure that follows from some sums over the rows, kept in float64."""
 
@@ -72,9 +78,16 @@ class Sums:
         """What follows from the sums; NaN where it is not defined."""
         raise NotImplementedError
 
+    def added(self, one: list[float], other: list[float]) -> list[float]:
+        """The sums over the rows of both."""
+        return [mine + part for mine, part in zip(one, other, strict=True)]
+
     def update(self, predicted: Tensor, target: Tensor) -> None:
+        """Takes a prediction for each target; raises ValueError where they are not of one shape."""
+        if predicted.shape != target.shape:  # torch would compare each with each
+            raise ValueError(f"predictions {tuple(predicted.shape)} and targets {tuple(target.shape)} differ in shape")
         parts = [float(part) for part in self.parts(predicted.detach(), target.detach())]
-        self.sums = [mine + part for mine, part in zip(self.sums, parts, strict=True)] if self.count else parts
+        self.sums = self.added(self.sums, parts) if self.count else parts
         self.count += 1
 
     def state(self) -> dict[str, Any]:
@@ -83,7 +96,7 @@ class Sums:
     def merge(self, states: list[dict[str, Any]]) -> None:
         seen = [state["sums"] for state in states if state["count"]]
         self.count = sum(state["count"] for state in states)
-        self.sums = [math.fsum(parts) for parts in zip(*seen, strict=True)]
+        self.sums = functools.reduce(self.added, seen) if seen else [0.0]
 
     def compute(self) -> float:
         return self.figure(*self.sums) if self.count else float("nan")
@@ -102,7 +115,7 @@ class _RMSE(Sums):
     higher_is_better = False
 
     def parts(self, predicted: Tensor, target: Tensor) -> list[Tensor | float]:
-        return [(predicted.double() - target.double()).square().sum(), target.numel()]
+        return [(_wide(predicted) - _wide(target)).square().sum(), target.numel()]
 
     def figure(self, *sums: float) -> float:
         squared, values = sums
@@ -110,13 +123,27 @@ class _RMSE(Sums):
 
 
 class _R2(Sums):
+    """Squares around the mean, instead of squares: of large targets these would differ by less than is kept of them.
+
+    Two such sums are joined as Chan, Golub and LeVeque (1983) do.
+    """
+
     def parts(self, predicted: Tensor, target: Tensor) -> list[Tensor | float]:
-        wanted = target.double()
-        return [(predicted.double() - wanted).square().sum(), wanted.sum(), wanted.square().sum(), target.numel()]
+        wanted = _wide(target)
+        mean = wanted.mean() if target.numel() else 0.0
+        return [(_wide(predicted) - wanted).square().sum(), mean, (wanted - mean).square().sum(), target.numel()]
+
+    def added(self, one: list[float], other: list[float]) -> list[float]:
+        residual, mean, spread, values = one
+        more, its_mean, its_spread, its_values = other
+        whole = values + its_values
+        if not whole:
+            return one
+        apart, share = its_mean - mean, its_values / whole
+        return [residual + more, mean + apart * share, spread + its_spread + apart * apart * values * share, whole]
 
     def figure(self, *sums: float) -> float:
-        residual, total, squares, values = sums
-        spread = squares - total * total / values if values else 0.0
+        residual, _, spread, _ = sums
         return 1 - residual / spread if spread > 0 else float("nan")
 
 

@@ -4,17 +4,13 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import Ge, Lt
-from torch import nn
 
 from tasks import cache
-from tasks.classifier import Classifier
 from tasks.formats import idx, npz
-from tasks.networks import small
-from tasks.task import Example, Facts, Image, Label, Load, Source, UserError
+from tasks.glyphs import Glyphs
+from tasks.task import Example, Image, Label, Source, UserError
 
 # The four files by their original names, and what mnist.npz calls their arrays.
 FILES = (
@@ -25,12 +21,11 @@ FILES = (
 )
 SIZE = (28, 28)  # rows, columns
 CLASSES = 10
-BLOCKS = 2  # of each of the two stages of the residual network
 MAX_UNPACKED = 2**30  # bytes of one array in an .npz; MNIST's largest has 47 MB
 CLOTHES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 
-class Mnist(Classifier):
+class Mnist(Glyphs):
     """Handwritten digits: a 28x28 grey picture, light ink on dark -> one of 10 classes. 60,000 + 10,000 of them.
 
     LeCun, Cortes and Burges, 1998. task.source.path is a folder with the four IDX files (gzipped or not) or
@@ -38,23 +33,11 @@ class Mnist(Classifier):
     The split is the source's own. What correct training reaches: CNN 99.2 %, MLP 98.4 %.
     """
 
-    model: Literal["cnn", "mlp", "residual"] = "cnn"  # network: two convolutions, one hidden layer, residual blocks
-    width: Annotated[int, Ge(1)] = 32  # channels of the first convolution, or an eighth of the hidden layer
-    stochastic_depth: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of the rows that skip the last residual block
-
     fields = {"image": Image(1, 28, 28), "label": Label(classes=10)}
     recipe = {
         "train.epochs": 10, "data.batch_size": 128, "optimizer.name": "adam", "optimizer.lr": 3e-3,
         "schedule.name": "onecycle", "precision.channels_last": True,  # a third quicker
     }  # fmt: skip
-    invariance = (
-        "batch normalisation sees the rows of one worker, and stochastic depth draws for them; task.model=mlp is exact"
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.stochastic_depth and self.model != "residual":
-            raise UserError(f"task.stochastic_depth is not used: task.model is {self.model}", "task.model=residual")
 
     def files(self) -> list[Path]:
         """The four IDX files, or the one .npz; downloads them first where the source is empty and has a network."""
@@ -94,14 +77,6 @@ class Mnist(Classifier):
     def row(self, reference: tuple[np.ndarray, int]) -> dict:
         picture, label = reference  # (28, 28) uint8
         return {"image": picture[None], "label": label}
-
-    def network(self, facts: Facts, load: Load) -> nn.Module:
-        scale = small.Standardise(facts["image"]["mean"], facts["image"]["std"])
-        if self.model == "mlp":
-            return nn.Sequential(scale, small.mlp(784, [8 * self.width], 10))
-        if self.model == "cnn":
-            return nn.Sequential(scale, small.cnn((1, 28, 28), self.width, 10))
-        return nn.Sequential(scale, small.residual((1, 28, 28), self.width, BLOCKS, 10, self.stochastic_depth))
 
     def _folder(self) -> Path:
         return Path(self.source.path) if self.source.path else _downloaded()

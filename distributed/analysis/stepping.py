@@ -91,6 +91,7 @@ class Ranks:
             found.tensors("the weights before the step: ", dict(plain.named_parameters()))
         whole = self._units() if self.size > 1 and type(learning.run.task).units is not Task.units else 0.0
         kept: list[Tensor] = []
+        unmoved = learning.model.buffers()
         with found.hooked(plain) if found else contextlib.nullcontext():
             for rank in chosen:
                 run = replace(learning.run, task=_watched(learning.run.task, rank, seen, found, before))
@@ -108,9 +109,7 @@ class Ranks:
                 kept = kept or [buffer.clone() for buffer in plain.buffers()]
         if updater.left_out:  # the losses of a step that was left out are not counted, whatever rank they are of
             learning.tally.window = [(at, told) for at, told in learning.tally.window if at != step]
-        with torch.no_grad():
-            for buffer, first in zip(plain.buffers(), kept, strict=True):  # those of rank 0 count
-                buffer.copy_(first)
+        learning.model.put_back(unmoved if updater.left_out else kept)  # those of rank 0 count
         if not updater.left_out:
             learning.average.take(step, learning.total)
         if found:

@@ -92,13 +92,9 @@ class Onnx:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if _fixes_lengths(network, sizes):  # the older exporter knows recurrent layers of any length
-                written = io.BytesIO()
-                names, values = list(inputs), tuple(inputs.values())
-                _tried(
-                    lambda: torch.onnx.export(
-                        network, values, written, input_names=names, dynamic_axes=sizes, dynamo=False
-                    )
-                )
+                written: Any = io.BytesIO()
+                named = {"input_names": list(inputs), "dynamic_axes": sizes}
+                _tried(lambda: torch.onnx.export(network, tuple(inputs.values()), written, dynamo=False, **named))
                 return written.getvalue()
             program = torch.onnx.export(
                 _exported(network, inputs, sizes), input_names=list(inputs), dynamo=True, verbose=False

@@ -23,6 +23,7 @@ from tasks.errors import RunFailed, UserError
 Kind = Literal["user", "training", "lost", "hung", "memory", "echo"]
 FILE = "attempts.jsonl"
 LONGEST = 30.0  # seconds between two attempts
+LOOK = 0.2  # seconds between two looks at whether it is to end meanwhile
 MEMORY = "take a smaller data.micro_batch_size (the batch stays as it is), or precision.dtype=bfloat16"
 log = logging.getLogger("whipray")
 T = TypeVar("T")
@@ -131,8 +132,17 @@ def persist(directory: Path, resources: Resources, attempt: Callable[[], T], sto
                 raise
             log.warning("%s", again)
             saved.note(directory, again)
-        time.sleep(retries.pause(newest_step(directory)))
+            if not _waited(retries.pause(newest_step(directory)), stopped):
+                raise
         (directory / saved.FAILURE).unlink(missing_ok=True)
+
+
+def _waited(seconds: float, stopped: Callable[[], bool]) -> bool:
+    """Waits so long; returns False as soon as another attempt is not wanted any more."""
+    until = time.monotonic() + seconds
+    while not stopped() and time.monotonic() < until:
+        time.sleep(min(LOOK, seconds))
+    return not stopped()
 
 
 @contextlib.contextmanager
@@ -167,7 +177,8 @@ def decide(directory: Path, retries: Retries, error: BaseException) -> str | Non
     )  # fmt: skip
     retries.failed[-1] = failed
     with contextlib.suppress(OSError):  # of a full disk: the failure itself is what must be told
-        durable.append(directory / FILE, json.dumps(asdict(failed), ensure_ascii=False), sync=True)
+        torn = (directory / FILE).exists() and not (directory / FILE).read_bytes().endswith(b"\n")
+        durable.append(directory / FILE, "\n" * torn + json.dumps(asdict(failed), ensure_ascii=False), sync=True)
     if kind == "memory":
         error.add_note(MEMORY)
     count, limit = retries.count(kind, checkpoint), retries.limits.get(kind, 0)

@@ -1,6 +1,7 @@
 """Whether a run that has failed is begun again: decisions from plain values."""
 
 import json
+import threading
 
 import pytest
 from hypothesis import given
@@ -156,6 +157,20 @@ def test_a_run_that_was_asked_to_stop_is_not_begun_again(tmp_path):
         _run(tmp_path, lost(120), stopped=True)
 
 
+def test_a_run_that_is_asked_to_stop_between_two_attempts_makes_none_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(Retries, "pause", lambda one, checkpoint: 3.0)
+    asked, attempts = threading.Event(), []
+
+    def attempt() -> None:
+        attempts.append(1)
+        threading.Timer(0.3, asked.set).start()
+        raise lost(120)
+
+    with pytest.raises(Lost):
+        retries.persist(tmp_path, Resources(), attempt, asked.is_set)
+    assert len(attempts) == 1
+
+
 def test_a_rank_that_told_of_an_older_step_than_its_checkpoint_failed_no_earlier_than_that(tmp_path):
     """A rank shows its step once a second: what is killed again and again would be forgiven each time."""
     with pytest.raises(Lost):
@@ -178,6 +193,8 @@ def test_a_line_that_was_cut_off_is_passed_over(tmp_path):
     path = tmp_path / retries.FILE
     path.write_bytes(path.read_bytes()[:-20])
     assert [one.step for one in retries.read(tmp_path)] == [120]
+    _run(tmp_path, lost(140))
+    assert [one.step for one in retries.read(tmp_path)] == [120, 140]
     assert set(json.loads(path.read_text().splitlines()[0])) == {"time", "kind", "step", "rank", "host", "message"}
 
 
