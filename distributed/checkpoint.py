@@ -121,6 +121,7 @@ class Writer:
         if odd:
             raise failure(f"the weights '{odd}' are not finite at step {step}", step)
         try:
+            self.run_directory.stat()  # one that was taken away is not made anew
             with durable.publish(
                 target, {"format": FORMAT, "step": step, "task": self.task, "best_step": best_step}
             ) as folder:

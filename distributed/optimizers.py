@@ -261,7 +261,7 @@ def _from_zero(cls: Any) -> Any:
 
     torch's fused kernel asks for a momentum of all parameters or of none, and fails where some were set free later, or
     had no gradient in the first step. Where float16 overflows in the first step, it goes on from memory that nobody
-    has written (torch 2.10, sgd.py, _fused_sgd).
+    has written (torch 2.14, sgd.py, _fused_sgd).
     """
     import torch
 

@@ -14,7 +14,7 @@ from typing import Any
 from distributed import config, durable
 from distributed.alive import MARK
 from distributed.run import Run, resolve
-from tasks.errors import UserError, did_you_mean, place_of
+from tasks.errors import RunFailed, UserError, did_you_mean, place_of
 
 CONFIG, FACTS, SUMMARY, ENVIRONMENT, METRICS, LOG = (
     "config.yaml", "facts.json", "summary.json", "environment.json", "metrics.jsonl", "log.txt",
@@ -102,6 +102,33 @@ def begin(directory: Path, run: Run, facts: dict[str, Any], environment: dict[st
     durable.write_json(directory / ENVIRONMENT, environment)
 
 
+class Removed(RunFailed):
+    """The directory of a run was taken away while it trained; the one that may stand there now is another run's."""
+
+
+class Held:
+    """The directory that a process trains in, for as long as it is the same one."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._descriptor = os.open(directory, os.O_RDONLY)  # open, so that no other folder gets its number
+        self._environment = environment(directory)
+
+    def check(self) -> None:
+        """Raises Removed where it is gone, or another run was begun in its place: nothing is to be written there."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(self.directory.stat(), os.fstat(self._descriptor)):
+                return
+            if environment(self.directory) == self._environment:  # some network file systems number folders anew
+                return
+        error = Removed(f"{self.directory}: was removed, or moved, while it trained")
+        error.add_note("what it has learned since is not saved")
+        raise error
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
 # ---- what processes of one run tell one another through its directory
 
 STOP, FAILURE = ".stop", "failure.json"
@@ -125,6 +152,8 @@ def is_asked_to_stop(directory: Path) -> bool:
 
 def write_failure(directory: Path, rank: int, error: BaseException) -> None:
     """Names the cause in the run directory; that another rank went away is no cause, and gives way to one."""
+    if isinstance(error, Removed):
+        return
     known = failure(directory)
     if known and not (known["echo"] and not is_echo(error)):
         return
@@ -161,7 +190,7 @@ def naming_failures(directory: Path, rank: int) -> Iterator[None]:
         yield
     except BaseException as error:
         write_failure(directory, rank, error)
-        if not isinstance(error, UserError):
+        if not isinstance(error, (UserError, Removed)):
             error.add_note(f"{directory / FAILURE} holds the whole traceback")
             if getattr(error, "rows", []):  # it arose in an optimizer step
                 where = f"--step {error.__dict__['step']} --rank {error.__dict__['rank']}"

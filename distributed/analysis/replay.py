@@ -156,7 +156,7 @@ def _after(learning: Learning, rows: dict[tuple[str, int], dict[str, Any]]) -> d
             means = learning.tally.take()
             figures = {"loss": sum(means.values()), **(means if len(means) > 1 else {})}
         except RunFailed:  # not finite: to be looked at, no reason to end
-            learning.tally.sums, learning.tally.units, learning.tally.window = {}, 0.0, []
+            learning.tally.begin_anew()
             figures = {"loss": math.nan}
     if boundary and state.step < learning.total:
         name, higher_is_better = objective(run, learning.store.facts)

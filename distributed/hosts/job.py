@@ -212,6 +212,7 @@ class Attempt:
         step = self.resume.step if self.resume else None
         _same_everywhere(world, step)
         MARK.step = step or 0
+        self.held = saved.Held(job.directory) if world.rank == 0 else None
         self.recorder = Recorder(job.directory, job.run.log, step, job.run.values) if world.rank == 0 else None
         self.watch = Watch(job.run, self.store, world, self.recorder) if self.recorder else None
         self.clock = Clock(job.run.data.batch_size, step or 0)
@@ -225,6 +226,8 @@ class Attempt:
         with contextlib.closing(debugging.watched(loop, run, directory, self.world)) as told:
             for one in told:
                 MARK.step = one.step
+                if self.held:
+                    self.held.check()
                 row = None
                 if self.watch and one.kind != "alive":
                     row = self.watch.record(one, self.clock.speed(one.step))
@@ -278,6 +281,8 @@ class Attempt:
             self.watch.close()
         if self.recorder:
             self.recorder.close()
+        if self.held:
+            self.held.close()
 
 
 def judge(attempt: Attempt, end: checkpoint.Checkpoint) -> dict[str, dict[str, float]]:

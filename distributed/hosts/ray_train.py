@@ -6,6 +6,7 @@ fresh name, whose own results go to a scratch folder. The next one begins when a
 to leave, or, for a range of workers, when there is room for more: always from our newest checkpoint.
 """
 
+import contextlib
 import gc
 import logging
 import os
@@ -109,7 +110,8 @@ def train(one: Job, stores: Path, show: Show) -> bool:
     show({"kind": "begin", "step": 0})
     try:
         with interruptible() as stopped:
-            _Attempts(one, stores, show, stopped).run()
+            with contextlib.closing(saved.Held(one.directory)) as held:
+                _Attempts(one, stores, show, stopped, held).run()
             return stopped() and saved.summary(one.directory) is None
     finally:
         ray_worker.end(one.directory)
@@ -118,8 +120,11 @@ def train(one: Job, stores: Path, show: Show) -> bool:
 class _Attempts:
     """One run's attempts, from its newest checkpoint to its end."""
 
-    def __init__(self, one: Job, stores: Path, show: Show, stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self, one: Job, stores: Path, show: Show, stopped: Callable[[], bool], held: saved.Held
+    ) -> None:  # fmt: skip
         self.job, self.directory, self.stores, self.show, self.stopped = one, one.directory, stores, show, stopped
+        self.held = held
         self.workers = one.run.resources.workers
         self.most = int(self.workers)
         self.room = Room(*_per_worker(one.run))
@@ -136,6 +141,7 @@ class _Attempts:
             if not size:
                 return
             move, error = self._attempt(size)
+            self.held.check()
             if move is None and (error is None or saved.is_asked_to_stop(self.directory)):
                 if error:
                     raise error

@@ -124,6 +124,8 @@ def persist(directory: Path, resources: Resources, attempt: Callable[[], T], sto
     while True:
         try:
             return attempt()
+        except saved.Removed:  # there is no place to go on in, nor to write it down
+            raise
         except Exception as error:  # whatever has failed, the question is the same
             if stopped():
                 raise

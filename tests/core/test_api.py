@@ -322,3 +322,14 @@ def test_a_training_in_this_process_imports_no_ray(tmp_path, stores):
 def test_what_the_module_does_not_have_is_said():
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         whipray.trian  # noqa: B018
+
+
+def test_where_another_distributed_was_imported_first_the_module_says_so(tmp_path):
+    (tmp_path / "distributed").mkdir()
+    (tmp_path / "distributed" / "__init__.py").write_text("")
+    code = "import distributed, whipray; whipray.train"
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(HOME)])},
+    )  # fmt: skip
+    assert told.stderr.splitlines()[-1].startswith("ImportError: whipray: the package 'distributed' is")

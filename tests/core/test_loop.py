@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed import checkpoint
+from distributed import checkpoint, tally
 from distributed.data.store import Store
 from distributed.evaluation import Evaluator
 from distributed.hosts import job
@@ -265,6 +265,14 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step_rank_and_rows(tmp_path
     if size == 1:
         assert any(f"the first that is not finite in step {step}: the loss" in note for note in told.value.__notes__)
     assert 7 in told.value.rows
+
+
+def test_a_loss_that_was_not_finite_long_ago_is_named_too(tmp_path, stores, poisoned, monkeypatch):
+    monkeypatch.setattr(tally, "KEPT", 3)
+    one = runs.begin(tmp_path, stores, poisoned, *SMALL[:2], "data.batch_size=20", "log.every=1000")
+    step = of_the_row(one, 7)
+    with pytest.raises(RunFailed, match=rf"at step {step} on rank 0 "):
+        runs.work(World(), one.to_plain())
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -153,3 +153,18 @@ def test_a_range_survives_the_runs_own_file(tmp_path: Path) -> None:
 def test_anything_else_is_no_number_of_workers(word: str) -> None:
     with pytest.raises(UserError, match=r"expected a whole number, at least 1, or a range such as 2\.\.8"):
         resolve("digits", config.from_words([f"resources.workers={word}"]))
+
+
+@pytest.mark.parametrize("kind", [Exception, RuntimeError, OSError, SystemExit])
+def test_a_ray_that_does_not_start_is_told_with_the_way_without_it(monkeypatch, kind):
+    from distributed.hosts import ray_cluster
+
+    def init(**_):
+        raise kind("The current node timed out during startup.\nMore")
+
+    monkeypatch.setattr(ray_cluster.ray, "init", init)
+    for name in (*ray_cluster.QUIET, "RAY_AUTH_TOKEN", ray_cluster.LOOPBACK):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(UserError, match="Ray does not start on this machine: The current node timed out") as refused:
+        ray_cluster._start()
+    assert "--no-ray" in refused.value.hint

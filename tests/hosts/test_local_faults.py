@@ -320,3 +320,16 @@ def test_ranks_go_with_a_killed_driver_and_the_same_command_goes_on(place, unint
     again = place()
     assert again.code == 0, again.words
     assert _is_equal(again, uninterrupted)
+
+
+def test_a_run_whose_directory_is_taken_away_ends_and_leaves_what_is_put_in_its_place(place):
+    process = place.start("train.epochs=100", TROUBLE="slow")
+    _until(lambda: checkpoint.folder_of(place.run, 5).exists(), process)
+    place.run.rename(place.folder / "aside")
+    place.run.mkdir()
+    (place.run / "config.yaml").write_text("another run's")
+    told = place.wait(process)
+    assert told.code == 1, told.words
+    assert "was removed, or moved, while it trained" in told.words
+    assert "Traceback" not in told.words
+    assert [path.name for path in place.run.iterdir()] == ["config.yaml"]
