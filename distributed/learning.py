@@ -138,6 +138,11 @@ def _refuse_parallel(run: Run, world: World) -> None:
     if run.parallel.static_graph and world.size > 1 and run.data.micro_batch_size:
         raise UserError("parallel.static_graph: the gradients of micro-batches cannot be accumulated then",
                         "leave out parallel.static_graph or data.micro_batch_size")  # fmt: skip
+    if run.parallel.static_graph and world.size > 1 and len(run.optimizers) > 1:
+        # The loss of one entry passes through the others, and torch takes that for their own first backward: their
+        # gradients would stay those of each rank, without a word.
+        raise UserError(f"parallel.static_graph: the losses of {', '.join(run.optimizers)} are learned one by one",
+                        "leave out parallel.static_graph")  # fmt: skip
     if run.parallel.shard_optimizer and world.size > 1 and run.train.unfreeze:
         raise UserError("parallel.shard_optimizer: what learns must not change, as train.unfreeze says",
                         "leave out one of the two")  # fmt: skip

@@ -148,11 +148,9 @@ def _import(name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except ImportError as error:
-        raise UserError(
-            f"optimizer.name={name}: cannot import '{module}': {error}", "install it, or correct the name"
-        ) from error
+        raise UserError(f"cannot import '{module}': {error}", "install it, or correct the name") from error
     except AttributeError:
-        raise UserError(f"optimizer.name={name}: module '{module}' has no '{attribute}'",
+        raise UserError(f"module '{module}' has no '{attribute}'",
                         did_you_mean(attribute, dir(importlib.import_module(module)))) from None  # fmt: skip
 
 

@@ -149,15 +149,17 @@ def resolve(task_name: str, given: Givens, runs: Path = Path("runs")) -> Run:
         raise UserError(f"task.name={named.value} ({named.origin}): these settings are not of '{task_name}'",
                         f"whipray train {named.value} ...")  # fmt: skip
     given = _anchored({name: value for name, value in given.items() if name != "task.name"})
-    for name in (f"{group}.name" for group in NAMED):
-        if name in given and isinstance(given[name].value, str):
-            NAMED[name.partition(".")[0]][1](given[name].value)  # a misspelt name needs no torch to be found
+    for group in NAMED:
+        named = given.get(f"{group}.name")
+        if named and isinstance(named.value, str):
+            _variant(group, named.value, named.origin)  # a misspelt name needs no torch to be found
 
     cls = catalogue.find(task_name)
     _check_task_names(cls, given)
     task = config.build(cls, "task", given)
     recipe = {name: Given(value, "recipe") for name, value in task.recipe.items()}
     groups = {group: config.build(kind, group, {**recipe, **given}) for group, kind in PLAIN.items()}
+    _refuse_together(groups["train"], groups["precision"])
     base, entries = _optimizers(cls, recipe, given)
     schedule, average = _named("schedule", recipe, given), _named("averaging", recipe, given)
 
@@ -178,6 +180,15 @@ def resolve(task_name: str, given: Givens, runs: Path = Path("runs")) -> Run:
     )  # fmt: skip
 
 
+def _refuse_together(train: Train, precision: Precision) -> None:
+    """Raises UserError for settings that mean nothing together, before any data are read."""
+    if train.max_skipped and precision.dtype == "float16":
+        raise UserError("train.max_skipped: with precision.dtype=float16 the loss scaler skips steps already",
+                        "leave it out")  # fmt: skip
+    if train.unfreeze and not train.freeze:
+        raise UserError(f"train.unfreeze={','.join(train.unfreeze)}: nothing is frozen", "say what by train.freeze")
+
+
 def _anchored(given: Givens) -> Givens:
     """Makes the path of `train.init_from` absolute, where it is one: workers stand elsewhere.
 
@@ -186,6 +197,8 @@ def _anchored(given: Givens) -> Givens:
     one = given.get("train.init_from")
     if one is None or not isinstance(one.value, str):
         return given
+    if not one.value:
+        raise UserError(f"train.init_from= ({one.origin}): names no weights", "train.init_from=none begins without")
     if one.value == "last":
         raise UserError(f"train.init_from=last ({one.origin}): when this run goes on, the last run is itself",
                         "name the run; `whipray runs` lists them")  # fmt: skip
@@ -211,16 +224,13 @@ def _check_task_names(cls: type, given: Givens) -> None:
 
 def _named(group: str, recipe: Givens, given: Givens) -> Any:
     """One group whose settings depend on its name; what the recipe sets for another variant does not apply."""
-    base, settings_class, variants = NAMED[group]
+    base, _, variants = NAMED[group]
     merged = {**recipe, **given}
     name = config.parse(
         config.settings_of(base, group)[f"{group}.name"], merged.get(f"{group}.name", Given(_default(base), "default"))
     )
-    try:
-        cls = settings_class(name)
-    except UserError as error:
-        origin = merged[f"{group}.name"].origin
-        raise UserError(f"{group}.name={name} ({origin}): {error.message}", error.hint) from error
+    origin = merged[f"{group}.name"].origin if f"{group}.name" in merged else "default"
+    cls = _variant(group, name, origin)
     known = config.settings_of(cls, group)
     for wanted, value in given.items():
         if wanted.startswith(f"{group}.") and wanted.count(".") == 1 and wanted not in known:
@@ -228,6 +238,14 @@ def _named(group: str, recipe: Givens, given: Givens) -> Any:
             hint = f"{group}.name={' or '.join(have)} has it" if have else did_you_mean(wanted, known)
             raise UserError(f"'{wanted}' ({value.origin}) is not used: {group}.name is {name}", hint)
     return config.build(cls, group, {n: v for n, v in merged.items() if n in known})
+
+
+def _variant(group: str, name: str, origin: str) -> Any:
+    """The settings of the named one of a group."""
+    try:
+        return NAMED[group][1](name)
+    except UserError as error:
+        raise UserError(f"{group}.name={name} ({origin}): {error.message}", error.hint) from error
 
 
 def _default(cls: type) -> Any:

@@ -114,13 +114,18 @@ class Held:
         self._descriptor = os.open(directory, os.O_RDONLY)  # open, so that no other folder gets its number
         self._environment = environment(directory)
 
+    def is_there(self) -> bool:
+        """Returns False where it is gone, or another run was begun in its place: nothing is to be written there."""
+        try:
+            same = os.path.samestat(self.directory.stat(), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False
+        return same or environment(self.directory) == self._environment  # network file systems may number folders anew
+
     def check(self) -> None:
-        """Raises Removed where it is gone, or another run was begun in its place: nothing is to be written there."""
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(self.directory.stat(), os.fstat(self._descriptor)):
-                return
-            if environment(self.directory) == self._environment:  # some network file systems number folders anew
-                return
+        """Raises Removed where it is not there any more."""
+        if self.is_there():
+            return
         error = Removed(f"{self.directory}: was removed, or moved, while it trained")
         error.add_note("what it has learned since is not saved")
         raise error
@@ -186,16 +191,21 @@ def is_echo(error: BaseException) -> bool:
 @contextlib.contextmanager
 def naming_failures(directory: Path, rank: int) -> Iterator[None]:
     """Writes down whatever is raised inside, and lets it pass."""
+    held = Held(directory)
     try:
         yield
     except BaseException as error:
+        if not held.is_there():
+            raise
         write_failure(directory, rank, error)
-        if not isinstance(error, (UserError, Removed)):
+        if not isinstance(error, UserError):
             error.add_note(f"{directory / FAILURE} holds the whole traceback")
             if getattr(error, "rows", []):  # it arose in an optimizer step
                 where = f"--step {error.__dict__['step']} --rank {error.__dict__['rank']}"
                 error.add_note(f"whipray replay {directory} {where} shows that step")
         raise
+    finally:
+        held.close()
 
 
 def failure(directory: Path) -> dict[str, Any] | None:

@@ -23,7 +23,8 @@ class SyncNorm(_BatchNorm):
         x = input
         axes = [axis for axis in range(x.dim()) if axis != 1]
         shape = [1, -1, *[1] * (x.dim() - 2)]
-        wide = x if x.dtype == torch.float64 else x.float()  # sums of 16-bit numbers lose too much
+        # The mean's square is taken from the squares' mean: of features far from 0 float32 leaves nothing of it.
+        wide = x.double()
         count = wide.new_full((1,), float(x.numel() / x.shape[1]))
         sums = all_reduce(torch.cat([wide.sum(axes), wide.square().sum(axes), count]))
         total, squares, rows = sums.split([x.shape[1], x.shape[1], 1])

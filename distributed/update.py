@@ -62,9 +62,6 @@ class Updater:
                 self.entries[name] = Entry(module, one, optimizer, list(named.values()))
         if not self.entries:
             raise UserError("the model has no parameters to train", "build() must return a network that can learn")
-        if train.max_skipped and precision.dtype == "float16":
-            raise UserError("train.max_skipped: with precision.dtype=float16 the loss scaler skips steps already",
-                            "leave it out")  # fmt: skip
 
     def modules(self) -> list[nn.Module]:
         """The modules that learn, as the ranks share them."""

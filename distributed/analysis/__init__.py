@@ -1,1 +1,1 @@
-"""After training: evaluate, predict, and later error analysis and reports."""
+"""What can be said of runs, tasks, stores and machines without training a run: figures, predictions, checks."""

@@ -58,12 +58,7 @@ def learning_rate(
 
     Raises UserError for an entry that the task does not have, and for bounds that are none.
     """
-    entry = _entry(run, entry)
-    if not 0 < lowest < highest or not math.isfinite(highest):
-        raise UserError(f"rates from {lowest:g} to {highest:g}: the first must be above 0 and below the second",
-                        "--lowest 1e-7 --highest 10")  # fmt: skip
-    if steps < 10:
-        raise UserError(f"{steps} steps are too few to see a curve", "--steps 100")
+    entry = check(run, entry, steps, lowest, highest)
     # The weights that it begins with, at one rate after the other: nothing else may change meanwhile.
     train = dataclasses.replace(run.train, unfreeze=(), max_skipped=0)
     run = dataclasses.replace(run, schedule=Schedule(), train=train)
@@ -92,7 +87,13 @@ def learning_rate(
     return RangeTest(entry, rates, losses, diverged=False)
 
 
-def _entry(run: Run, entry: str | None) -> str:
+def check(run: Run, entry: str | None, steps: int, lowest: float, highest: float) -> str:
+    """Returns the name of the optimizer that is looked at; raises UserError for one that is not there, and for bounds."""
+    if not 0 < lowest < highest or not math.isfinite(highest):
+        raise UserError(f"rates from {lowest:g} to {highest:g}: the first must be above 0 and below the second",
+                        "--lowest 1e-7 --highest 10")  # fmt: skip
+    if steps < 10:
+        raise UserError(f"{steps} steps are too few to see a curve", "--steps 100")
     there = list(run.optimizers)
     if entry is None:
         if len(there) > 1:

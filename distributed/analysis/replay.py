@@ -120,7 +120,8 @@ def replay(
     """
     ranks, learning, step = begun.ranks, begun.ranks.learning, begun.step
     if rank is not None and not 0 <= rank < ranks.size:
-        raise UserError(f"--rank {rank}: the run has {ranks.size} workers", f"ranks are 0 to {ranks.size - 1}")
+        ends = "there is rank 0 alone" if ranks.size == 1 else f"ranks are 0 to {ranks.size - 1}"
+        raise UserError(f"--rank {rank}: the run has {ranks.size} worker{'s' * (ranks.size > 1)}", ends)
     rows = _rows(found.directory)
     figures: dict[str, float] = {}
     while learning.state.step < step:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from distributed import config, durable, record, saved
 from tasks.errors import UserError, did_you_mean
 
-TAGS, LOCK = "tags.json", ".lock"
+TAGS, LOCK, FAILURES = "tags.json", ".lock", "attempts.jsonl"
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "<": operator.lt, ">": operator.gt, "=": operator.eq,
 }  # fmt: skip
@@ -38,6 +38,7 @@ class Entry:
     time: str  # when it began
     seconds: float | None
     tags: list[str] = field(default_factory=list)
+    failures: int = 0  # workers that were lost, hung or raised so far, whether or not the run went on by itself
 
     @property
     def task(self) -> str:
@@ -66,7 +67,7 @@ class Entry:
         return {
             "run": str(self.directory), "name": self.name, "task": self.task, "state": self.state,
             "epochs": self.epochs, "steps": self.steps, "metrics": self.metrics, "time": self.time,
-            "seconds": self.seconds, "tags": self.tags,
+            "seconds": self.seconds, "tags": self.tags, "failures": self.failures,
         }  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def entry(directory: Path, runs: Path) -> Entry:
     told = summary or _so_far(directory)
     return Entry(
         directory, name, state, told["epochs"], told["steps"], told["metrics"], told["objective"], _began(directory),
-        told["seconds"], tags(directory),
+        told["seconds"], tags(directory), _failures(directory),
     )  # fmt: skip
 
 
@@ -110,6 +111,13 @@ def _began(directory: Path) -> str:
         return json.loads((directory / saved.ENVIRONMENT).read_bytes())["time"]
     except (OSError, ValueError, KeyError):
         return ""
+
+
+def _failures(directory: Path) -> int:
+    try:
+        return sum(line.startswith(b"{") for line in (directory / FAILURES).read_bytes().splitlines())
+    except OSError:
+        return 0
 
 
 def _so_far(directory: Path) -> dict[str, Any]:

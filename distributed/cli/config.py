@@ -51,7 +51,9 @@ def config(
         )
     OUT.table(table)
     if not changed:
-        OUT.say("Another optimizer.name, schedule.name or averaging.name brings other settings; name it here to see them.")
+        OUT.say(
+            "Another optimizer.name, schedule.name or averaging.name brings other settings; name it here to see them."
+        )
     OUT.result({"settings": rows})
 
 

@@ -44,7 +44,7 @@ def lr(
     _refuse(given, "resources.workers", "does not act here: one process learns, and the batch is the same")
     if out is not None and out.suffix != ".png":
         raise UserError(f"--out {out}: the plot is a PNG file", f"--out {out.with_suffix('.png')}")
-    run, store = _prepared(task, given, runs, stores, "find lr")
+    run = _resolved(task, given, runs, "find lr")
     out = (out or Path(f"find-lr-{catalogue.folder_name(run.name)}.png")).absolute()
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}", "make it, or name another file")
@@ -52,6 +52,8 @@ def lr(
     from distributed import durable
     from distributed.analysis import finders
 
+    finders.check(run, entry, steps, lowest, highest)  # before the data are prepared, which may take long
+    store = _prepared(run, stores)
     found = finders.learning_rate(run, store, entry=entry, steps=steps, lowest=lowest, highest=highest)
     suggestion = found.suggestion
     told = {
@@ -87,7 +89,8 @@ def batch(
     """
     given = options.check(task, options.collect(settings, config, workers=workers))
     _refuse(given, "data.micro_batch_size", "is what is looked for")
-    run, store = _prepared(task, given, runs, stores, "find batch")
+    run = _resolved(task, given, runs, "find batch")
+    store = _prepared(run, stores)
 
     from distributed.analysis import room
 
@@ -109,23 +112,28 @@ def _refuse(given: Givens, name: str, why: str) -> None:
             raise UserError(f"{one} ({value.origin}) {why}", "leave it out")
 
 
-def _prepared(task: str, given: Givens, runs: Path, stores: Path | None, verb: str) -> tuple[Any, Path]:
-    """The resolved run, and its store; prepared in a process of its own, since processes are forked later."""
+def _resolved(task: str, given: Givens, runs: Path, verb: str) -> Any:
+    """The run whose settings are given, which this machine can hold."""
     for name in LATER:
         _refuse(given, name, f"does not act in `whipray {verb}`")
     from distributed import weights
-    from distributed.cli.progress import Preparing
-    from distributed.hosts import job, local
+    from distributed.hosts import local
     from distributed.run import resolve
 
     run = resolve(task, given, runs)
     local.check_device(run)
     if run.train.init_from:
         weights.check(run.train.init_from, run.runs)
+    return run
+
+
+def _prepared(run: Any, stores: Path | None) -> Path:
+    """The store of a run, prepared in a process of its own, since processes are forked later."""
+    from distributed.cli.progress import Preparing
+    from distributed.hosts import job, local
+
     with Preparing() as progress:
-        return run, local.elsewhere(
-            functools.partial(job.prepare, run, options.stores_folder(stores), progress=progress)
-        )
+        return local.elsewhere(functools.partial(job.prepare, run, options.stores_folder(stores), progress=progress))
 
 
 def _show_curve(found: Any, lines: int = 20) -> None:

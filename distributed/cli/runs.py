@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distributed.cli import options
-from distributed.cli.output import OUT
+from distributed.cli.output import OUT, counted
 
 if TYPE_CHECKING:
     from distributed.analysis.runs import Entry
@@ -88,7 +88,8 @@ def _print(shown: "list[Entry]", sort: str | None) -> None:
         figures = [one.value(f"{split}/{name}") for split in ("validation", "test")]
         figures += [one.value(wanted) for wanted in extra]
         began, seconds = one.time[:16].replace("T", " "), "-" if one.seconds is None else f"{one.seconds:.1f}"
-        cells = [one.name, one.state, str(one.epochs), name, *map(_figure, figures), began, seconds, " ".join(one.tags)]
+        state = f"{one.state}, {counted(one.failures, 'failure')}" if one.failures else one.state
+        cells = [one.name, state, str(one.epochs), name, *map(_figure, figures), began, seconds, " ".join(one.tags)]
         table.add_row(*map(Text, cells), style=STYLES.get(one.state, ""))
     OUT.table(table)
 

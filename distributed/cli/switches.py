@@ -2,11 +2,14 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.cli.output import OUT, counted
 from distributed.config import Given, Givens
 from tasks.errors import UserError
+
+if TYPE_CHECKING:
+    from distributed.hosts.job import Job
 
 BATCHES, EPOCHS = 2, 2  # of a rehearsal
 LEARNED = 0.05  # share of the first loss below which rows count as learned by heart
@@ -45,6 +48,25 @@ def learned_by_heart(directory: Path) -> dict[str, Any]:
     first, last = losses[0], losses[-1]
     known = first is not None and last is not None
     return {"first_loss": first, "last_loss": last, "learned": bool(known and last <= LEARNED * math.fabs(first))}
+
+
+def exported(one: "Job") -> dict[str, Any]:
+    """Exports what a rehearsal has learned; prints how it went, and returns it as it goes into the result.
+
+    A network that cannot be exported is none the worse for it. Raises RunFailed where the export says something else.
+    """
+    from distributed.data.store import Store
+    from distributed.export.export import export
+    from distributed.saved import Saved
+
+    found = Saved(one.directory, one.run, Store(one.store, dict(one.run.task.fields)).facts)
+    try:
+        made = export(found, one.store, "torch")
+    except UserError as error:
+        OUT.say(f"not exported: {error.message}")
+        return {"export": None}
+    OUT.say(f"exported: {made.path}, compared on {counted(made.rows, 'row')}")
+    return {"export": str(made.path)}
 
 
 def tell(run: Any, directory: Path) -> dict[str, Any]:

@@ -67,13 +67,14 @@ def start(
                 one.train(lines)
                 job.begin(one.job)
             interrupted = one.train(lines)
-    if interrupted:
-        OUT.say(f"stopped; the same command with --name {directory.name} goes on")
-        return INTERRUPTED
-    return _tell(directory, run)
+        if interrupted:
+            OUT.say(f"stopped; the same command with --name {directory.name} goes on")
+            return INTERRUPTED
+        shown = switches.exported(one.job) if rehearsed else {}
+    return _tell(directory, run, shown)
 
 
-def _tell(directory: Path, run: Any = None) -> int:
+def _tell(directory: Path, run: Any = None, shown: dict[str, Any] | None = None) -> int:
     from distributed import saved
     from distributed.cli.progress import show_summary
 
@@ -82,7 +83,7 @@ def _tell(directory: Path, run: Any = None) -> int:
         OUT.error(f"{directory}: the run did not finish", "start it again with the same --name to go on")
         return FAILED
     show_summary(summary)
-    told = switches.tell(run, directory) if run else {}
+    told = (shown or {}) | (switches.tell(run, directory) if run else {})
     run = f"{catalogue.folder_name(summary['task'])}/{directory.name}"
     OUT.say(
         f"run: {directory}\n"

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +47,13 @@ def export(found: Saved, store_path: Path, to: Format, path: Path | None = None,
 
     What goes in is what the task's transform makes of rows (`Task.network_inputs`), in evaluation, on the CPU. Raises
     UserError for a task whose network cannot be called so and for a package that is missing, RunFailed where the
-    exported one says something else than the network. What stood at `path` stays until then.
+    exported one says something else than the network, or cannot be written. What stood at `path` stays until then.
     """
     run, store, world = found.run, Store(store_path, dict(found.run.task.fields)), World()
     run = dataclasses.replace(run, precision=dataclasses.replace(run.precision, compile="no", recompute=()))
     program = PROGRAMS[to]
     program.check()
+    target = _writable(path or found.directory / "export" / f"model{program.suffix}")
     chosen = checkpoint.chosen(found.directory, which)
     model = Model.build(run, found.facts, world)
     model.restore(chosen.model, str(chosen.path))
@@ -68,13 +70,28 @@ def export(found: Saved, store_path: Path, to: Format, path: Path | None = None,
             f"{found.directory}: the exported network differs from the one trained by {difference:.2g} of the largest "
             f"output, {TOLERANCE:.0e} is the most"
         )
-    target = path or found.directory / "export" / f"model{program.suffix}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    durable.write(target, written)
     told = Exported(target, to, chosen.step, difference, rows, _described(batches[0], sizes), outputs, len(written))
     described = {**dataclasses.asdict(told), "path": target.name, "task": run.name, "facts": found.facts}
-    durable.write_json(target.with_suffix(".json"), described)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        durable.write(target, written)
+        durable.write_json(target.with_suffix(".json"), described)
+    except OSError as error:
+        raise RunFailed(f"{target}: cannot be written: {error.strerror}") from error
     return told
+
+
+def _writable(path: Path) -> Path:
+    """Returns a file's path; raises UserError, before anything is worked out, where it cannot be written."""
+    path = path.absolute()
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder", f"name a file: {path / 'model.pt2'}")
+    if path.suffix == ".json":
+        raise UserError(f"{path}: the description of the network is written there", "give the file another ending")
+    above = next(folder for folder in path.parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: cannot be written: {above} is no folder that you may write to", "name another file")
+    return path
 
 
 def _batches(run: Run, store: Store, world: World) -> list[dict[str, Tensor]]:

@@ -73,7 +73,7 @@ def _raise(one: Job, code: int) -> None:
 
 
 def begin() -> None:
-    """What the fresh process does: takes a job from its standard input, trains it, and says by its exit code whether it could."""
+    """In the fresh process: takes a job from standard input and trains it; exits with 1 where that fails."""
     die_with_parent()
     told = json.loads(sys.stdin.read())
     stores = Path(told.pop("stores"))

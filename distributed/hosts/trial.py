@@ -135,14 +135,14 @@ def _train(
 
 def _iterate(attempt: Attempt, tell: Callable[[dict[str, Any], bool], bool], stopped: Callable[[], bool]) -> bool:
     """Iterates the loop; returns whether the trial was told to stop."""
-    judged = False
-    latest: dict[str, Any] | None = None  # the row of a validation whose checkpoint has not come yet; rank 0 only
+    judged: int | None = None  # the step of a validation whose checkpoint has not come yet
+    latest: dict[str, Any] | None = None  # the row of that validation; rank 0 only
     with contextlib.closing(attempt.progresses()) as progresses:
         for progress, row in progresses:
             if progress.kind == "validation":
-                judged, latest = True, row
-            if progress.kind == "checkpoint" and judged:
-                judged = False
+                judged, latest = progress.step, row
+            if progress.kind == "checkpoint" and judged == progress.step:  # one before it may still have been written
+                judged = None
                 last = attempt.is_last(progress)
                 if attempt.world.agree(latest is not None and tell(latest, last))[0]:
                     return True

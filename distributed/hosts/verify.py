@@ -20,13 +20,16 @@ from distributed.analysis.verify import Check, Checks, tried
 from distributed.config import Given, Givens
 from distributed.data.store import Store
 from distributed.evaluation import Evaluator
+from distributed.export.export import export
 from distributed.hosts import job
 from distributed.hosts.job import Job
 from distributed.model import Model
 from distributed.processes import die_with_parent, portable
 from distributed.resources import Workers, cpu_count
 from distributed.run import Run, resolve
+from distributed.saved import Saved
 from distributed.world import World, joined
+from tasks.errors import UserError
 
 SIZES = (2, 3)  # ranks that are compared with one
 SEEDS = 3  # of trainings whose agreement is a statistical one
@@ -65,8 +68,8 @@ def verify(run: Run, stores: Path) -> Iterator[Check]:
 
 
 def _verify(run: Run, stores: Path, folder: Path) -> Iterator[Check]:
-    changed = sum(origin not in ("default", "recipe", "verify") for origin in run.origins.values()) - 1
-    yield Check("the settings resolve", f"{len(run.values)} settings, {max(changed, 0)} given", ok=True)
+    given = sum(origin not in ("default", "recipe", "verify") for origin in run.origins.values())
+    yield Check("the settings resolve", f"{len(run.values)} settings, {given} given", ok=True)
     began = time.monotonic()
     prepared: list[Path] = []
 
@@ -91,6 +94,7 @@ def _verify(run: Run, stores: Path, folder: Path) -> Iterator[Check]:
     yield from tried("rows without targets are predicted", look(looks.predictions, run))
     life = _Life(run, path, folder)
     yield from tried("killed and gone on with", life.killed)
+    yield from tried("the network can be exported", life.exported)
     ways = _Life(double, path, folder)
     yield from tried("micro-batches are the whole batch", ways.micro_batches)
     for size in SIZES:
@@ -151,6 +155,20 @@ class _Life:
         return [Check("killed and gone on with, it ends the same to the bit",
                       f"{steps}: " + (f"other {differ}" if differ else "equal weights, optimizer and record"),
                       ok=not differ)]  # fmt: skip
+
+    def exported(self) -> Checks:
+        """What `whipray export` writes says what the network says."""
+        name, one = "the network can be exported", self._trained(1)
+        found = Saved(one.directory, self.run, Store(self.store, dict(self.run.task.fields)).facts)
+
+        def write(world: World) -> Check:
+            try:
+                made = export(found, self.store, "torch", self.folder / "model.pt2")
+            except UserError as error:  # not every network is a function of tensors: a detector takes lists of them
+                return Check(name, f"it cannot: {error.message}; {error.hint}", ok=None)
+            return Check(name, f"torch: differs by {made.difference:.1e} on {made.rows} rows", ok=True)
+
+        return _on_ranks(1, write)
 
     def micro_batches(self) -> Checks:
         return [

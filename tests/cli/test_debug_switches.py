@@ -5,6 +5,7 @@ import json
 import pytest
 
 from distributed import record, saved
+from tests import shapes
 from tests.cli.conftest import TINY
 
 OWN = '''
@@ -55,7 +56,15 @@ def test_a_rehearsal_sees_two_batches_of_everything_stops_and_goes_on(train, tmp
     summary = saved.summary(directory)
     assert summary["steps"] == 4 and set(summary["metrics"]) == {"validation", "test"}
     assert "goes on from step 1" in (directory / "log.txt").read_text()
+    assert (directory / "export" / "model.pt2").exists()
     assert [row["step"] for row in record.read(directory / "metrics.jsonl") if row["kind"] == "train"] == [1, 2, 3, 4]
+
+
+def test_a_rehearsal_of_what_cannot_be_exported_says_so_and_is_none_the_worse(train):
+    answer = train(f"{shapes.__file__}:Adversarial", "log.tensorboard=false", "--fast", "--json")
+    assert answer.code == 0, answer
+    assert answer.json["export"] is None
+    assert "not exported: " in answer.err
 
 
 def test_a_few_rows_are_learned_by_heart(train, tmp_path):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 MLP = ("task.model=mlp", "data.limit=200")
@@ -64,6 +65,16 @@ def test_a_size_is_found_and_the_batch_stays(whipray, stores, tmp_path):
 def test_what_cannot_be_meant_is_refused(refused, stores, words, said):
     more = () if words[0] == "bach" else ("--stores", stores)
     assert said in refused("find", *words, *more)
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a device")
+def test_a_size_is_not_looked_for_on_another_device_than_was_asked_for(refused, stores):
+    assert "this machine has no device" in refused("find", "batch", "digits", "resources.gpu=1", "--stores", stores)
+
+
+def test_bounds_are_refused_before_data_are_prepared(refused, tmp_path):
+    assert "too few" in refused("find", "lr", "housing", "--steps", "1", "--stores", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_file_of_settings_for_training_may_be_given(whipray, stores, tmp_path):

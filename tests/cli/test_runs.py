@@ -50,6 +50,14 @@ def test_a_killed_run_is_unfinished_and_shows_what_it_reached(whipray, several, 
     assert killed["metrics"]["validation"]["accuracy"] == pytest.approx(tiny["metrics"]["validation"]["accuracy"])
 
 
+def test_failures_of_workers_are_shown_beside_the_state(whipray, several):
+    lines = [json.dumps({"time": 1.0, "kind": "lost", "step": step, "message": "rank 1 was killed"}) for step in (3, 4)]
+    (several / "digits" / "killed" / "attempts.jsonl").write_text("\n".join(lines) + "\n")
+    assert "unfinished, 2 failures" in whipray("runs", "killed", "--runs", several).out
+    assert whipray("runs", "killed", "--runs", several, "--json").json["runs"][0]["failures"] == 2
+    assert names(whipray("runs", "--filter", "failures>1", "--runs", several, "--json")) == ["digits/killed"]
+
+
 def test_a_run_is_training_now_while_its_lock_is_held(whipray, several):
     def state():
         return whipray("runs", "killed", "--runs", several, "--json").json["runs"][0]["state"]

@@ -7,7 +7,9 @@ import torch
 
 from distributed.averaging import AVERAGES, Average, Ema, Swa
 from distributed.data.store import Store
+from distributed.evaluation import Evaluator
 from distributed.hosts import job
+from distributed.hosts.job import Job
 from distributed.loop import train
 from distributed.world import World
 from tests import runs
@@ -79,3 +81,27 @@ def test_an_average_does_not_disturb_what_is_learned(tmp_path, stores):
         one = runs.train(tmp_path, stores, "digits", *DIGITS, f"averaging.name={name}", name=name)
         losses.append([row["loss"] for row in runs.rows(one) if row["kind"] == "train"])
     assert losses[0] == losses[1]
+
+
+def judged_buffers(world, plain):
+    """What one rank judges, at each evaluation of a training."""
+    one, seen = Job.from_plain(plain), []
+    judge = Evaluator.__call__
+
+    def look(self, model):
+        seen.append({name: buffer.clone() for name, buffer in model.named_buffers()})
+        return judge(self, model)
+
+    Evaluator.__call__ = look  # a pool of ranks has no monkeypatch
+    try:
+        list(train(one.run, Store(one.store, dict(one.run.task.fields)), one.directory, world, None))
+    finally:
+        Evaluator.__call__ = judge
+    return seen
+
+
+def test_all_ranks_judge_the_same_average_also_of_statistics(tmp_path, stores, ranks):
+    one = runs.begin(tmp_path, stores, "digits", *DIGITS, "averaging.name=ema")
+    first, second = ranks(2, judged_buffers, one.to_plain())
+    assert len(first) == 3
+    assert [runs.distance(*both) for both in zip(first, second, strict=True)] == [0, 0, 0]

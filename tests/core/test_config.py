@@ -34,21 +34,26 @@ BAD = [
     ("optimizer.lr=nan", "expected a number, above 0", ""),
     ("train.epochs=2.5", "expected a whole number, at least 1", ""),
     ("train.epochs=0", "expected a whole number, at least 1", ""),
-    ("optimizer.name=adamm", "unknown optimizer 'adamm'", "did you mean 'adam'?"),
+    ("optimizer.name=adamm", "optimizer.name=adamm (command line): unknown optimizer 'adamm'", "did you mean 'adam'?"),
     (
         "optimizer.momentum=0.9",
         "'optimizer.momentum' (command line) is not used: optimizer.name is adam",
         "sgd or rmsprop",
     ),
     ("schedule.gamma=0.1", "'schedule.gamma' (command line) is not used: schedule.name is onecycle", "step"),
-    ("schedule.name=cosin", "unknown schedule 'cosin'", "did you mean 'cosine'?"),
+    ("schedule.name=cosin", "schedule.name=cosin (command line): unknown schedule 'cosin'", "did you mean 'cosine'?"),
     ("task.modle=mlp", "unknown setting 'task.modle' of this task", "did you mean 'task.model'?"),
     ("task.model=mpl", "task.model=mpl (command line): expected cnn or mlp", "did you mean 'mlp'?"),
     ("data.order=lenght", "expected shuffle or length or sequential", "did you mean 'length'?"),
     ("optimizer.generator.lr=1", "the task has no entry 'generator'", "this task has one optimizer"),
     ("train.epochs", "'train.epochs' is not understood", "name=value"),
-    ("optimizer.name=torch.optim:Adamm", "has no 'Adamm'", "did you mean 'Adam'?"),
-    ("optimizer.name=torch.optimm:Adam", "cannot import 'torch.optimm'", ""),
+    (
+        "optimizer.name=torch.optim:Adamm",
+        "optimizer.name=torch.optim:Adamm (command line): module 'torch.optim' has no 'Adamm'",
+        "did you mean 'Adam'?",
+    ),
+    ("optimizer.name=torch.optimm:Adam", "(command line): cannot import 'torch.optimm'", ""),
+    ("averaging.name=emma", "averaging.name=emma (command line): unknown average 'emma'", "did you mean 'ema'?"),
     ("data.split_seed=99999999999999999999", "expected a whole number, at least 0, at most 9223372036854775807", ""),
     ("data.split_seed=-1", "expected a whole number, at least 0", ""),
 ]
@@ -252,6 +257,20 @@ def test_an_optimizer_class_without_types_is_set_by_its_defaults(tmp_path, monke
         "fused": True, "rate": [1, 2] if isinstance(given["rate"], list) else (1, 2),
     }  # fmt: skip
     assert given["hook"] is print
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        # float16 has its own way of leaving steps out.
+        (["train.max_skipped=2", "precision.dtype=float16"], "the loss scaler skips steps already"),
+        (["train.unfreeze=layer4@2"], "train.unfreeze=layer4@2: nothing is frozen"),
+    ],
+)
+def test_settings_that_mean_nothing_together_are_refused_before_any_data_are_read(words, message):
+    with pytest.raises(UserError, match=message):
+        resolve("digits", config.from_words(words))
+    resolve("digits", config.from_words([words[-1], "train.freeze=layer4"]))
 
 
 def test_a_period_of_the_cosine_has_a_shortest_length():

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,6 +76,23 @@ def test_a_network_that_cannot_be_exported_says_why(tmp_path, stores):
     with pytest.raises(UserError, match="its network is 2 networks: generator, discriminator"):
         export(saved.find(str(one.directory), one.directory.parent), one.store, "torch")
     assert not (one.directory / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "said"),
+    [
+        ("", UserError, "is a folder"),
+        ("model.json", UserError, "the description of the network is written there"),
+        ("file/model.pt2", UserError, "is no folder that you may write to"),
+        pytest.param("/proc/model.pt2", RunFailed, "cannot be written: No such file", marks=pytest.mark.skipif(
+            not Path("/proc/self").exists() or os.geteuid() != 0, reason="a folder that looks as if it could be written to")),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_written_is_refused(tmp_path, stores, out, error, said):
+    (tmp_path / "file").touch()
+    one = runs.train(tmp_path, stores, "digits", "task.model=mlp", "train.steps=2", "train.epochs=1")
+    with pytest.raises(error, match=said):
+        export(saved.find(str(one.directory), one.directory.parent), one.store, "torch", tmp_path / out)
 
 
 def test_onnx_without_its_packages_says_what_to_install(tmp_path, stores, monkeypatch):

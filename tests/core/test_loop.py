@@ -301,11 +301,6 @@ def test_too_many_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path, store
         runs.train(tmp_path, stores, poisoned, *SMALL, "task.at=-1", "train.max_skipped=2")
 
 
-def test_float16_has_its_own_way_of_leaving_steps_out(tmp_path, stores):
-    with pytest.raises(UserError, match="the loss scaler skips steps already"):
-        runs.train(tmp_path, stores, "digits", *SMALL, "train.max_skipped=2", "precision.dtype=float16")
-
-
 ROOT = """
 import torch
 from torch import nn
@@ -329,3 +324,35 @@ def test_the_first_tensor_that_is_not_finite_is_named(tmp_path, stores):
         runs.train(tmp_path, stores, f"{tmp_path}/root.py:Rooted", *SMALL)
     (note,) = [note for note in told.value.__notes__ if "first that is not finite" in note]
     assert "the output of 2, a Root" in note
+
+
+SPOILT = """
+from tasks.digits import Digits
+
+
+class Poisoned(Digits):
+    def transform(self, batch, draw, training):
+        batch = super().transform(batch, draw, training)
+        spoilt = training and bool((batch["row"] == 7).any())
+        return {**batch, "image": batch["image"] * (float("nan") if spoilt else 1)}
+"""
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_step_that_is_left_out_spoils_no_statistics_and_has_no_loss(tmp_path, stores, ranks, size):
+    (tmp_path / "spoilt.py").write_text(SPOILT)
+    words = ("task.model=cnn", "task.width=4", *SMALL[1:], "train.epochs=2", "train.max_skipped=1", "log.every=1")
+    one = runs.begin(tmp_path, stores, f"{tmp_path}/spoilt.py:Poisoned", *words)
+    left_out = of_the_row(one, 7) + 1
+    ranks(size, runs.work, one.to_plain())
+    assert all(torch.isfinite(tensor).all() for tensor in runs.parameters(one).values())
+    [told] = [row for row in runs.rows(one) if row["step"] == left_out and row["kind"] == "train"]
+    assert told["loss"] is None
+
+
+def test_a_judged_model_of_several_entries_learns_again_as_a_whole(tmp_path, stores):
+    one = runs.begin(tmp_path, stores, f"{SHAPES}:Adversarial")
+    model = begin(one.run, Store(one.store, dict(one.run.task.fields)), World(), None).model
+    model.plain.eval()
+    model.learning()
+    assert all(layer.training for layer in model.plain.modules())

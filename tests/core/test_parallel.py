@@ -1,9 +1,14 @@
 """Every way in which ranks exchange gradients and state is the same training."""
 
 import pytest
+import torch
+from torch import nn
 
+from distributed.sync_norm import SyncNorm
+from distributed.world import World
 from tasks.errors import UserError
 from tests import runs
+from tests.core.test_zoo import SHAPES
 
 MLP = ("task.model=mlp", "precision.dtype=float64", "train.steps=12", "data.batch_size=50")
 CNN = ("task.width=4", "precision.dtype=float64", "train.steps=12", "data.batch_size=50", "precision.sync_norm=true")
@@ -75,3 +80,41 @@ def test_what_cannot_accumulate_is_refused(tmp_path, stores, ranks):
     one = runs.begin(tmp_path, stores, "digits", *MLP, "data.micro_batch_size=9", "parallel.static_graph=true")
     with pytest.raises(UserError, match=r"parallel\.static_graph: the gradients of micro-batches"):
         ranks(2, runs.work, one.to_plain())
+
+
+def test_a_static_graph_of_several_optimizers_is_refused(tmp_path, stores, ranks):
+    one = runs.begin(tmp_path, stores, f"{SHAPES}:Adversarial", "parallel.static_graph=true")
+    with pytest.raises(UserError, match="losses of generator, discriminator are learned one by one"):
+        ranks(2, runs.work, one.to_plain())
+
+
+def normalised(world: World, rows: torch.Tensor) -> torch.Tensor:
+    return SyncNorm(rows.shape[1]).train()(rows.chunk(world.size)[world.rank]).detach()
+
+
+def test_synchronised_normalisation_of_features_far_from_0_is_that_of_torch(ranks):
+    rows = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)) + 1000
+    together = torch.cat(ranks(2, normalised, rows))
+    assert torch.allclose(together, nn.BatchNorm1d(4).train()(rows), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("averaging.name=ema", "train.freeze=1.0,1.1", "train.unfreeze=1.0@1,1.1@2", "precision.channels_last=true",
+         "optimizer.name=sgd", "optimizer.momentum=0.9", "optimizer.decay_on=matrices", "optimizer.weight_decay=0.01",
+         "optimizer.l1=0.001", "train.clip_norm=0.5", "optimizer.parts=1.0=0.1"),
+        ("averaging.name=swa", "averaging.start=0.3", "optimizer.name=torch.optim:NAdam", "optimizer.every=2",
+         "parallel.shard_optimizer=true", "train.clip_norm=0.5", "schedule.name=plateau", "train.patience=2"),
+    ],
+    ids=["freezing", "sharded"],
+)  # fmt: skip
+def test_settings_together_are_the_same_on_three_ranks(tmp_path, stores, ranks, words):
+    words = ("task.width=4", "precision.dtype=float64", "precision.sync_norm=true", "data.limit=300",
+             "data.batch_size=50", "train.epochs=3", *words)  # fmt: skip
+    one = runs.train(tmp_path, stores, "digits", *words, name="one")
+    three = runs.begin(tmp_path, stores, "digits", *words, name="three")
+    ranks(3, runs.work, three.to_plain())
+    assert runs.distance(runs.parameters(one), runs.parameters(three)) < 1e-9
+    for here, there in zip(runs.rows(one), runs.rows(three), strict=True):
+        assert here == pytest.approx(there, abs=1e-8)

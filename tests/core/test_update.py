@@ -169,3 +169,47 @@ def test_frozen_lets_gradients_through_and_collects_none():
     assert float(made.grad) == 2.0
     assert judge.weight.grad is None
     assert judge.weight.requires_grad
+
+
+def test_a_momentum_begins_at_0_where_float16_overflows_in_the_first_step():
+    net = linear()
+    updater = updater_of(net, precision=Precision(dtype="float16"), model=SGD(name="sgd", lr=1.0, momentum=0.5))
+    for step, value in enumerate((1e38, 0.25)):
+        updater.accumulate(step, 1, last=True)(net(torch.full((1, 1), value)).sum())
+        updater.apply(step, 1.0)
+    assert weight(net) == 0.75
+
+
+def test_a_parameter_may_get_its_first_gradient_after_others_have_a_momentum():
+    net = nn.ModuleList([linear(), linear()])
+    updater = updater_of(net, model=SGD(name="sgd", lr=1.0, momentum=0.5))
+    for step, used in enumerate((net[:1], net)):
+        updater.accumulate(step, 1, last=True)(sum(one(torch.ones(1, 1)) for one in used).sum())
+        updater.apply(step, 1.0)
+    assert (weight(net[0]), weight(net[1])) == (1 - 1 - 1.5, 1 - 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_entry_that_gets_no_loss_stays_as_it_is(dtype):
+    model = nn.ModuleDict({"a": linear(), "b": linear()})
+    updater = updater_of(model, precision=Precision(dtype=dtype), a=SGD(name="sgd", lr=1.0, l1=0.5))
+    updater.accumulate(0, 1, last=True)(model["b"](torch.ones(1, 1)).sum(), "b")
+    updater.apply(0, 1.0)
+    assert (weight(model["a"]), weight(model["b"])) == (1.0, 0.0)
+
+
+def test_what_an_updater_takes_back_stays_as_it_was_told():
+    net = linear()
+    updater = updater_of(net, model=OPTIMIZERS["adam"](name="adam"))
+
+    def step(at: int) -> None:
+        updater.accumulate(at, 1, last=True)(net(torch.ones(1, 1)).sum())
+        updater.apply(at, 1.0)
+
+    step(0)
+    told, numbers = updater.state()
+    told = {name: tensor.clone() for name, tensor in told.items()}
+    kept = {name: tensor.clone() for name, tensor in told.items()}
+    updater.restore(told, numbers)
+    step(1)
+    assert all(torch.equal(told[name], kept[name]) for name in kept)

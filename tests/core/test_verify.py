@@ -89,9 +89,31 @@ def test_every_task_of_the_zoo_keeps_what_the_engine_relies_on(tmp_path, stores,
     assert failed(checks) == {}
     assert {check.name for check in checks} >= {
         "a training step",
+        "the network can be exported",
         "2 ranks learn what one learns",
         "also where a rank has no rows",
     }
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "ok", "said"),
+    [
+        ("digits", ["task.model=mlp"], True, "differs by 0.0e+00"),
+        ("tests/shapes.py:Adversarial", [], None, "is 2 networks"),
+    ],
+)
+def test_a_network_that_can_be_exported_says_the_same_and_another_is_told_of(tmp_path, stores, task, given, ok, said):
+    run = host.small(task, config.from_words(given), tmp_path)
+    [check] = host._Life(run, job.prepare(run, stores), tmp_path).exported()
+    assert check.ok is ok
+    assert said in check.seen
+
+
+@pytest.mark.parametrize("given", [[], ["task.model=mlp"], ["task.model=mlp", "data.limit=20"]])
+def test_the_settings_that_a_user_gave_are_counted(tmp_path, stores, given):
+    checks = host.verify(host.small("digits", config.from_words(given), tmp_path), stores)
+    assert next(checks).seen.endswith(f" settings, {len(given)} given")
+    checks.close()
 
 
 @pytest.mark.parametrize(

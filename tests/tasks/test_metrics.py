@@ -1,5 +1,6 @@
 """A metric merged from parts is the metric of the whole."""
 
+import math
 import pickle
 
 import pytest
@@ -89,3 +90,41 @@ def test_sums_do_not_depend_on_batches():
     for value in values.split(7):
         many.update(value, torch.zeros(len(value)))
     assert many.compute() == pytest.approx(one.compute(), rel=1e-14)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "rmse", "r2"])
+def test_predictions_of_another_shape_are_refused_and_not_compared_each_with_each(name):
+    with pytest.raises(ValueError, match=r"\(4, 1\) and targets \(4,\)"):
+        METRICS[name]().update(torch.zeros(4, 1), torch.zeros(4))
+
+
+def test_r2_of_targets_far_from_0_is_as_exact(rows=1000):
+    draws = torch.Generator().manual_seed(0)
+    target = torch.randn(rows, generator=draws, dtype=torch.float64)
+    predicted = target + torch.randn(rows, generator=draws, dtype=torch.float64) / 10
+    figures = []
+    for offset in (0.0, 1e9):
+        parts = [metrics.r2() for _ in range(3)]
+        for at in range(0, rows, 100):
+            parts[at % 3].update(predicted[at : at + 100] + offset, target[at : at + 100] + offset)
+        whole = metrics.r2()
+        whole.merge([part.state() for part in parts])
+        figures.append(whole.compute())
+    assert figures[0] == pytest.approx(figures[1], abs=1e-6)
+    assert figures[0] == pytest.approx(
+        1 - float((predicted - target).square().sum() / (target - target.mean()).square().sum())
+    )
+
+
+def test_r2_of_targets_that_are_all_alike_is_not_defined():
+    metric = metrics.r2()
+    metric.update(torch.ones(3), torch.full((3,), 0.5))
+    assert math.isnan(metric.compute())
+
+
+def test_squares_that_are_too_large_are_infinite_and_no_error():
+    parts = [metrics.rmse(), metrics.rmse()]
+    for part in parts:
+        part.update(torch.full((1,), 1.2e154, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    parts[0].merge([part.state() for part in parts])
+    assert parts[0].compute() == math.inf
