@@ -78,7 +78,10 @@ class Average:
 
     def take(self, step: int, total: int) -> None:
         """Lets the weights after a step into the average, if it is time."""
-        if not self.live or not self.settings.begins(step, total):
+        if not self.live:
+            return
+        if not self.settings.begins(step, total):
+            self.mean, self.taken = {}, 0  # of a training that ended sooner: more epochs were asked for since
             return
         import torch
 

@@ -33,6 +33,7 @@ class Precision:
         import torch
 
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = self.tf32  # of convolutions, which torch computes so unless it is told
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
         if self.deterministic or torch.are_deterministic_algorithms_enabled():

@@ -73,18 +73,21 @@ def find(reference: str, runs: Path) -> Saved:
 
 def summary(directory: Path) -> dict[str, Any] | None:
     """Returns what a finished run wrote at its end, None where it is not finished."""
-    try:
-        return json.loads((directory / SUMMARY).read_bytes())
-    except (OSError, ValueError):
-        return None
+    return _told(directory / SUMMARY)
 
 
 def environment(directory: Path) -> dict[str, Any]:
     """Returns where and with what a run was last begun; empty where that is not known."""
+    return _told(directory / ENVIRONMENT) or {}
+
+
+def _told(path: Path) -> dict[str, Any] | None:
+    """Returns an object that a run has written; None where it has not, or where it was damaged."""
     try:
-        return json.loads((directory / ENVIRONMENT).read_bytes())
+        told = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return {}
+        return None
+    return told if isinstance(told, dict) else None
 
 
 def begin(directory: Path, run: Run, facts: dict[str, Any], environment: dict[str, Any]) -> None:
@@ -210,7 +213,4 @@ def naming_failures(directory: Path, rank: int) -> Iterator[None]:
 
 def failure(directory: Path) -> dict[str, Any] | None:
     """Returns what the first failing rank wrote, None where none did."""
-    try:
-        return json.loads((directory / FAILURE).read_bytes())
-    except (OSError, ValueError):
-        return None
+    return _told(directory / FAILURE)

@@ -88,7 +88,7 @@ def learning_rate(
 
 
 def check(run: Run, entry: str | None, steps: int, lowest: float, highest: float) -> str:
-    """Returns the name of the optimizer that is looked at; raises UserError for one that is not there, and for bounds."""
+    """Returns the name of the optimizer that is meant; raises UserError for one that is not there, and for bounds."""
     if not 0 < lowest < highest or not math.isfinite(highest):
         raise UserError(f"rates from {lowest:g} to {highest:g}: the first must be above 0 and below the second",
                         "--lowest 1e-7 --highest 10")  # fmt: skip

@@ -107,10 +107,7 @@ def is_owned(directory: Path) -> bool:
 
 
 def _began(directory: Path) -> str:
-    try:
-        return json.loads((directory / saved.ENVIRONMENT).read_bytes())["time"]
-    except (OSError, ValueError, KeyError):
-        return ""
+    return str(saved.environment(directory).get("time", ""))
 
 
 def _failures(directory: Path) -> int:

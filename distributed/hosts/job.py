@@ -252,7 +252,10 @@ class Attempt:
     def is_last(self, saved: Progress) -> bool:
         """Returns whether a checkpoint that the loop has just told of is the run's last."""
         assert saved.checkpoint is not None, saved.kind
-        return self._is_end(saved.step, checkpoint.state(saved.checkpoint))
+        try:
+            return self._is_end(saved.step, checkpoint.state(saved.checkpoint))
+        except FileNotFoundError:  # a newer one has taken its place already
+            return False
 
     def _is_end(self, step: int, state: dict[str, Any]) -> bool:
         return step >= self.job.total_steps or state["loop"]["stopped_early"]
@@ -293,7 +296,8 @@ def judge(attempt: Attempt, end: checkpoint.Checkpoint) -> dict[str, dict[str, f
     except UserError as error:
         log.warning("%s; the last checkpoint is judged in its place", error.message)
         best = end
-    model = Model.build(job.run, store.facts, World(device=world.device))
+    # As it was learned at the end: what was set free on the way counts among its parameters.
+    model = Model.build(job.run, store.facts, World(device=world.device), (end.step - 1) // job.steps_per_epoch)
     model.restore(best.model, str(best.path))
     figures = {split: Evaluator(job.run, store, split, world)(model.plain) for split in ("validation", "test")}
     if world.rank == 0:

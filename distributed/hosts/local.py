@@ -60,6 +60,7 @@ def train(one: Job, stores: Path, show: Show = lambda row: None) -> bool:
     """
     with interruptible() as stopped:
         if processes(one.run) == 1:
+            hangs.clear(one.directory)  # several processes may have trained it before, and have been killed
             if one.run.resources.cpu:
                 torch.set_num_threads(max(1, round(one.run.resources.cpu)))
             with retries.hinting():
@@ -83,12 +84,14 @@ def _device(one: Job, local_rank: int) -> torch.device:
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Lets the first SIGINT or SIGTERM ask for a checkpoint and the end; a second one ends at once."""
-    asked = threading.Event()
+    asked, mine = threading.Event(), os.getpid()
 
     def ask(number: int, frame: Any) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
+        if os.getpid() != mine:
+            return  # a rank that was forked from here: Ctrl-C reaches all of them, and once is enough
         # Where nobody reads any more, or the signal came in the midst of a line: the wish is what counts.
         with contextlib.suppress(OSError, ValueError, RuntimeError):
             sys.stderr.write("stopping after a checkpoint; once more to stop at once\n")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from search_spaces.space import Space
 
 # A sweep decides these once for all trials, or their figures could not be compared.
-NOT_VARIED = ("resources.", "train.objective", "log.", "checkpoint.", "trials.")
+NOT_VARIED = ("resources.", "parallel.", "train.objective", "log.", "checkpoint.", "trials.")
 
 
 def trials(given: Givens) -> "tuple[Trials, Givens]":

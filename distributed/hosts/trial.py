@@ -135,15 +135,13 @@ def _train(
 
 def _iterate(attempt: Attempt, tell: Callable[[dict[str, Any], bool], bool], stopped: Callable[[], bool]) -> bool:
     """Iterates the loop; returns whether the trial was told to stop."""
-    judged: int | None = None  # the step of a validation whose checkpoint has not come yet
-    latest: dict[str, Any] | None = None  # the row of that validation; rank 0 only
+    waiting: dict[int, dict[str, Any] | None] = {}  # step -> row of a validation whose checkpoint has not come yet
     with contextlib.closing(attempt.progresses()) as progresses:
         for progress, row in progresses:
             if progress.kind == "validation":
-                judged, latest = progress.step, row
-            if progress.kind == "checkpoint" and judged == progress.step:  # one before it may still have been written
-                judged = None
-                last = attempt.is_last(progress)
+                waiting[progress.step] = row  # rows are with rank 0 only
+            if progress.kind == "checkpoint" and progress.step in waiting:
+                latest, last = waiting.pop(progress.step), attempt.is_last(progress)
                 if attempt.world.agree(latest is not None and tell(latest, last))[0]:
                     return True
             elif stopped():

@@ -58,6 +58,13 @@ def test_failures_of_workers_are_shown_beside_the_state(whipray, several):
     assert names(whipray("runs", "--filter", "failures>1", "--runs", several, "--json")) == ["digits/killed"]
 
 
+@pytest.mark.parametrize("name", ["summary.json", "environment.json", "failure.json", "attempts.jsonl"])
+@pytest.mark.parametrize("content", ["", "[]", "nul"])
+def test_a_damaged_file_of_one_run_hides_no_other(whipray, several, name, content):
+    (several / "digits" / "killed" / name).write_text(content)
+    assert len(names(whipray("runs", "--runs", several, "--json"))) == 3
+
+
 def test_a_run_is_training_now_while_its_lock_is_held(whipray, several):
     def state():
         return whipray("runs", "killed", "--runs", several, "--json").json["runs"][0]["state"]

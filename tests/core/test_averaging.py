@@ -34,6 +34,18 @@ def test_stochastic_weight_averaging_is_the_plain_mean_of_the_last_part():
     assert live["w"].item() == 7
 
 
+def test_more_epochs_begin_the_average_of_the_last_part_anew():
+    live = {"w": torch.zeros(1)}
+    average = Average(Swa(name="swa", start=0.5), live)
+    for step in range(8):
+        average.take(step, 8)
+    live["w"].fill_(3.0)
+    average.take(8, 24)
+    with average.applied():
+        assert live["w"].item() == 3
+    assert average.taken == 0
+
+
 def test_before_it_begins_the_weights_themselves_are_used():
     live = {"w": torch.ones(1), "count": torch.ones(1, dtype=torch.int64)}
     average = Average(Swa(name="swa", start=0.5), live)

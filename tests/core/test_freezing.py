@@ -135,6 +135,16 @@ def test_an_entry_may_be_frozen_as_a_whole_until_its_epoch(tmp_path, stores, ran
     assert runs.distance(runs.parameters(one), runs.parameters(other)) <= (0 if size == 1 else 1e-9)
 
 
+@pytest.mark.parametrize(
+    ("words", "learned"),
+    # Two convolutions of 100 and 800 weights, 8 and 16 numbers that normalise, 330 of the last layer.
+    [((*CNN, "train.freeze=1.0,1.4"), 8 + 16 + 330), (GRADUAL, 100 + 800 + 16 + 330)],
+    ids=["frozen", "set free on the way"],
+)
+def test_a_summary_counts_the_parameters_that_have_learned(tmp_path, stores, words, learned):
+    assert runs.summary(runs.train(tmp_path, stores, "digits", *words))["parameters"] == learned
+
+
 ROOTED = """
 import torch
 from torch import nn

@@ -305,6 +305,8 @@ def test_the_second_interrupt_ends_at_once(place):
     _until(lambda: (place.folder / "marker").exists(), process)
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(0.5)
+    words = (place.folder / "said").read_text()
+    assert words.count("stopping after a checkpoint") == 1, "the ranks, which Ctrl-C reaches too, need not say it again"
     os.killpg(process.pid, signal.SIGINT)
     told = place.wait(process)
     assert told.code == 130, told.words

@@ -7,10 +7,13 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from distributed import checkpoint, saved
+from distributed import checkpoint, config, saved
 from distributed.cli.main import run
 from distributed.data import convert
+from distributed.hosts import trial
+from distributed.hosts.trial import Setup
 from distributed.tuning.sweep import Sweep
+from distributed.world import World
 
 MLP = ("task.model=mlp", "data.limit=300", "log.tensorboard=false")
 # Of digits, with something that happens once in its life, at the given step of any trial.
@@ -216,3 +219,17 @@ def test_what_the_command_line_says_is_not_varied(tmp_path, stores, capfd):
 def test_trials_are_a_part_of_no_run(tmp_path, stores, capfd):
     assert whipray(tmp_path, stores, "train", "digits", "trials.count=3") == 2
     assert "unknown setting 'trials.count'" in json.loads(capfd.readouterr().out)["error"]["message"]
+
+
+def test_a_trial_tells_each_evaluation_after_its_checkpoint_also_where_a_thread_writes_it(tmp_path, stores):
+    words = [*MLP, "train.epochs=4", "data.batch_size=50", "checkpoint.background=true", "checkpoint.every=1"]
+    setup = Setup("digits", config.from_words(words), {}, tmp_path / "runs", stores, tmp_path / "sweep")
+    told = []
+
+    def report(epoch, value, shown, last):
+        newest, _ = checkpoint.newest(setup.folder("0000"))
+        told.append((epoch, newest is not None and newest.step >= 6 * epoch, last))
+        return "continue"
+
+    trial.work(setup, "0000", {}, World(), report)
+    assert told == [(1, True, False), (2, True, False), (3, True, False), (4, True, True)]
