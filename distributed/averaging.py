@@ -107,7 +107,14 @@ class Average:
             live.data, mean.data = mean.data, live.data
 
     def state(self, tensors: "dict[str, Tensor]") -> "tuple[dict[str, Tensor], dict[str, Tensor]]":
-        """Returns `tensors` with the average in them, and as `live/<name>` what it stands for, to go on from."""
+        """Returns `tensors` with the average in them, and as `live/<name>` what it stands for, to go on from.
+
+        Raises UserError for one that is not the tensor any more whose average was taken.
+        """
+        for name in self.mean:
+            if tensors[name].data_ptr() != self.live[name].data_ptr():
+                raise UserError(f"averaging: the network replaces its buffer '{name}', whose average then stands still",
+                                "write into it by copy_(), or averaging.name=none")  # fmt: skip
         told = {name: self.mean.get(name, tensor) for name, tensor in tensors.items()}
         return told, {f"live/{name}": self.live[name].detach() for name in self.mean}
 

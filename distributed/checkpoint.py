@@ -66,6 +66,7 @@ class Writer:
 
     def __init__(self, run_directory: Path, task: str, keep: int, background: bool) -> None:
         self.run_directory, self.task, self.keep = run_directory, task, keep
+        durable.make_folder(run_directory)
         self._snapshot = Snapshot()
         self._thread = Background("checkpoint", background)
 

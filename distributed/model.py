@@ -205,6 +205,21 @@ def _check_entries(module: nn.Module, declared: tuple[str, ...]) -> None:
             f"the learning entries of build()'s network are {sorted(learning)}, the task declares {list(declared)}",
             f"write entries = {tuple(sorted(learning))} in the task's class",
         )
+    if isinstance(module, nn.ModuleDict):
+        _refuse_shared(module)
+
+
+def _refuse_shared(module: nn.ModuleDict) -> None:
+    """A parameter of two entries would be stepped by two optimizers, each with the gradients of both losses."""
+    owners: dict[Tensor, str] = {}
+    for entry, part in module.items():
+        for name, parameter in part.named_parameters():
+            other = owners.setdefault(parameter, f"{entry}.{name}")
+            if parameter.requires_grad and other.partition(".")[0] != entry:
+                raise UserError(
+                    f"'{other}' and '{entry}.{name}' of build()'s network are one parameter, and learn in two entries",
+                    "keep it in one entry, and hand its output to the other",
+                )
 
 
 def read(reference: str, runs: Path, world: World, which: str = "best") -> tuple[nn.Module, Facts]:

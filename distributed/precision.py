@@ -14,7 +14,7 @@ class Precision:
     """Number formats, layout in memory, compilation."""
 
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"  # 16 bits: autocast, weights stay float32
-    tf32: bool = False  # float32 products of a GPU in 19 bits, several times as fast
+    tf32: Literal["no", "convolutions", "all"] = "convolutions"  # where a GPU takes float32 in 19 bits
     channels_last: bool = False  # pictures lie pixel by pixel in memory, as convolutions of GPUs like them
     compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"  # mode of torch.compile
     recompute: tuple[str, ...] = ()  # parts whose activations are made again in backward, to save memory: layer1,layer2
@@ -32,8 +32,8 @@ class Precision:
         """Sets what torch keeps for the whole process; another run in this process sets its own."""
         import torch
 
-        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
-        torch.backends.cudnn.allow_tf32 = self.tf32  # of convolutions, which torch computes so unless it is told
+        torch.set_float32_matmul_precision("high" if self.tf32 == "all" else "highest")
+        torch.backends.cudnn.allow_tf32 = self.tf32 != "no"  # of convolutions; that is torch's own default too
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
         if self.deterministic or torch.are_deterministic_algorithms_enabled():

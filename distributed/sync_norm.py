@@ -1,8 +1,9 @@
 """Batch normalisation over the rows of all ranks, on any backend: torch's own refuses tensors of the CPU."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -26,7 +27,7 @@ class SyncNorm(_BatchNorm):
         # The mean's square is taken from the squares' mean: of features far from 0 float32 leaves nothing of it.
         wide = x.double()
         count = wide.new_full((1,), float(x.numel() / x.shape[1]))
-        sums = all_reduce(torch.cat([wide.sum(axes), wide.square().sum(axes), count]))
+        sums = _Sum.apply(torch.cat([wide.sum(axes), wide.square().sum(axes), count]))
         total, squares, rows = sums.split([x.shape[1], x.shape[1], 1])
         mean = total / rows
         variance = (squares / rows - mean.square()).clamp(min=0)
@@ -46,6 +47,20 @@ class SyncNorm(_BatchNorm):
         share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over all ranks; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _Sum.apply(*gradients)
 
 
 def synchronised(module: nn.Module, device: torch.device) -> nn.Module:

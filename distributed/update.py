@@ -61,7 +61,9 @@ class Updater:
                 optimizer = optimizers.create(one, groups, sharded=self.sharded)
                 self.entries[name] = Entry(module, one, optimizer, list(named.values()))
         if not self.entries:
-            raise UserError("the model has no parameters to train", "build() must return a network that can learn")
+            raise UserError(
+                "the model has no parameters to train", "train.freeze must leave a part of what build() returns"
+            )
 
     def modules(self) -> list[nn.Module]:
         """The modules that learn, as the ranks share them."""

@@ -71,4 +71,4 @@ def peak(device: torch.device, run: Run) -> float | None:
     if not fitting:
         return None
     half, tf32, single = PEAKS[max(fitting, key=len)]
-    return half if run.precision.dtype != "float32" else tf32 if run.precision.tf32 else single
+    return half if run.precision.dtype != "float32" else tf32 if run.precision.tf32 == "all" else single

@@ -222,7 +222,11 @@ def _apart(call: Callable[[], Any], rows: int) -> Any:
         told = receiving.recv()
     except EOFError:
         told = None
-    process.join()
+    except BaseException:  # an interrupt that reached this process alone
+        process.kill()
+        raise
+    finally:
+        process.join()
     if isinstance(told, BaseException):
         raise told
     if told is not None:

@@ -246,9 +246,14 @@ def elsewhere(call: Callable[[], Path]) -> Path:
 
     process = context.Process(target=target, name="prepare")
     process.start()
-    multiprocessing.connection.wait([receiving, process.sentinel])
-    told = _received(receiving)
-    process.join()
+    try:
+        multiprocessing.connection.wait([receiving, process.sentinel])
+        told = _received(receiving)
+    except BaseException:  # an interrupt that reached this process alone
+        process.kill()
+        raise
+    finally:
+        process.join()
     if told is None:
         raise RuntimeError(f"the process that prepares the data {_end_of(process)}")
     if isinstance(told, BaseException):

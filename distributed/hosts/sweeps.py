@@ -110,10 +110,14 @@ def setup(task: str, given: Givens, space: "Space", runs: Path, stores: Path, na
 
 def resolve(setup: "Setup", space: "Space", given: Givens) -> "Run":
     """Returns the run of the defaults; raises UserError for whatever in the space a trial would stumble over."""
+    from distributed import weights
     from distributed.run import resolve
 
+    begun = (setup.directory / "journal.jsonl").exists()
     for point in space.corners():
-        setup.run(point)
+        run = setup.run(point)
+        if run.train.init_from and not begun:
+            weights.check(run.train.init_from, run.runs)
     fixed = {name: Given(value, f"search space {setup.origins[name]}") for name, value in space.fixed.items()}
     return resolve(setup.task, {**given, **fixed}, setup.runs)
 

@@ -25,6 +25,10 @@ def test_a_misspelt_setting_of_what_is_verified_is_refused(refused):
     assert "did you mean 'optimizer.lr'?" in refused("verify", "digits", "optimizer.rl=1")
 
 
+def test_initial_weights_that_are_not_there_are_refused_at_once(refused, stores):
+    assert "no run 'nowhere'" in refused("verify", "digits", "train.init_from=nowhere", "--stores", stores)
+
+
 def test_a_step_is_executed_again(whipray, trained, stores):
     said = whipray("replay", "tiny", "--step", 2, "--runs", trained, "--stores", stores)
     assert said.code == 0

@@ -12,6 +12,7 @@ from distributed.hosts import job
 from distributed.hosts.job import Job
 from distributed.loop import train
 from distributed.world import World
+from tasks.errors import UserError
 from tests import runs
 
 DIGITS = ("task.width=4", "train.epochs=3", "data.limit=400", "data.batch_size=64", "log.every=3", "checkpoint.every=2")
@@ -32,6 +33,13 @@ def test_stochastic_weight_averaging_is_the_plain_mean_of_the_last_part():
     with average.applied():
         assert live["w"].item() == pytest.approx((4 + 5 + 6 + 7) / 4)
     assert live["w"].item() == 7
+
+
+def test_a_buffer_that_is_replaced_instead_of_changed_is_refused():
+    average = Average(Ema(name="ema"), {"centre": torch.zeros(1)})
+    average.take(0, 8)
+    with pytest.raises(UserError, match="the network replaces its buffer 'centre'"):
+        average.state({"centre": torch.ones(1)})
 
 
 def test_more_epochs_begin_the_average_of_the_last_part_anew():

@@ -246,7 +246,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
         weights.check(str(tmp_path / "weights.npz"), NOWHERE)
 
 
-def test_a_file_is_made_absolute_where_it_is_given_and_last_is_refused(tmp_path, monkeypatch):
+def test_a_file_is_made_absolute_where_it_is_given_and_last_or_nothing_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "weights.pt", cnn())
     given = config.from_words(["train.init_from=weights.pt"])
@@ -255,6 +255,8 @@ def test_a_file_is_made_absolute_where_it_is_given_and_last_is_refused(tmp_path,
     assert resolve("digits", given, tmp_path).values["train.init_from"] == "digits/old"
     with pytest.raises(UserError, match="the last run is itself"):
         resolve("digits", config.from_words(["train.init_from=last"]), tmp_path)
+    with pytest.raises(UserError, match="names no weights"):
+        resolve("digits", config.from_words(["train.init_from="]), tmp_path)
 
 
 # ---- what fits

@@ -356,3 +356,21 @@ def test_a_judged_model_of_several_entries_learns_again_as_a_whole(tmp_path, sto
     model.plain.eval()
     model.learning()
     assert all(layer.training for layer in model.plain.modules())
+
+
+TIED = """
+from tests.shapes import Adversarial
+
+
+class Tied(Adversarial):
+    def build(self, facts, load):
+        made = super().build(facts, load)
+        made["discriminator"][0].weight = made["generator"][0].weight
+        return made
+"""
+
+
+def test_a_parameter_that_two_optimizers_would_step_is_refused(tmp_path, stores):
+    (tmp_path / "tied.py").write_text(TIED)
+    with pytest.raises(UserError, match=r"'generator\.0\.weight' and 'discriminator\.0\.weight' .* are one parameter"):
+        runs.train(tmp_path, stores, f"{tmp_path}/tied.py:Tied")

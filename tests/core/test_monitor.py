@@ -299,12 +299,12 @@ def test_operations_of_a_row_are_those_of_its_products(tmp_path, stores):
 
 
 @pytest.mark.parametrize(("name", "dtype", "tf32", "expected"), [
-    ("NVIDIA H100 80GB HBM3", "bfloat16", False, 989.4),
-    ("NVIDIA H100 80GB HBM3", "float32", True, 494.7),
-    ("NVIDIA H100 PCIe", "float32", False, 51.0),
-    ("NVIDIA A100-SXM4-40GB", "float16", False, 312.0),
-    ("NVIDIA A10G", "float16", False, None),
-    ("NVIDIA H100 80GB HBM3", "float64", False, None),
+    ("NVIDIA H100 80GB HBM3", "bfloat16", "no", 989.4),
+    ("NVIDIA H100 80GB HBM3", "float32", "all", 494.7),
+    ("NVIDIA H100 PCIe", "float32", "no", 51.0),
+    ("NVIDIA A100-SXM4-40GB", "float16", "no", 312.0),
+    ("NVIDIA A10G", "float16", "no", None),
+    ("NVIDIA H100 80GB HBM3", "float64", "no", None),
 ])  # fmt: skip
 def test_the_peak_of_a_device_is_that_of_the_numbers_in_use(tmp_path, stores, monkeypatch, name, dtype, tf32, expected):
     one = runs.begin(tmp_path, stores, "housing", f"precision.dtype={dtype}", f"precision.tf32={tf32}")

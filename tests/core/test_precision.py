@@ -35,11 +35,14 @@ def test_a_training_is_the_same_up_to_rounding(tmp_path, stores, plain, words, m
 
 
 def test_what_one_run_sets_for_the_process_is_not_the_next_ones(tmp_path, stores):
-    runs.train(tmp_path, stores, "digits", *CNN, "precision.deterministic=true", "precision.tf32=true", name="a")
+    runs.train(tmp_path, stores, "digits", *CNN, "precision.deterministic=true", "precision.tf32=all", name="a")
     assert torch.are_deterministic_algorithms_enabled()
     runs.train(tmp_path, stores, "digits", *CNN, name="b")
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.backends.cudnn.allow_tf32
+    runs.train(tmp_path, stores, "digits", *CNN, "precision.tf32=no", name="c")
+    assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

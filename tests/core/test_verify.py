@@ -134,6 +134,21 @@ def test_what_a_step_shows_to_be_wrong_is_named(tmp_path, stores, more, look, ch
     assert failed(look(sound, Store(job.prepare(sound, stores), dict(sound.task.fields)))) == {}
 
 
+def test_a_gradient_that_is_too_large_for_the_first_scale_of_float16_is_no_fault(tmp_path, stores):
+    large = """
+    def loss(self, model, batch):
+        scores = model(batch["point"])
+        return {"ce": 1e4 * torch.nn.functional.cross_entropy(scores, batch["label"])}
+"""
+    run = host.small(own(tmp_path, large), config.from_words(["precision.dtype=float16"]), tmp_path)
+    checks = {
+        check.name: check for check in looks.one_step(run, Store(job.prepare(run, stores), dict(run.task.fields)))
+    }
+    assert checks["all is finite in it"].ok is None
+    assert "the loss scaler leaves such a step out" in checks["all is finite in it"].seen
+    assert failed(list(checks.values())) == {}
+
+
 def _other(tmp_path: Path) -> Path:
     (tmp_path / "sound").mkdir()
     return tmp_path / "sound"
@@ -148,6 +163,13 @@ def test_a_loss_that_is_no_mean_and_a_prediction_that_needs_the_target_are_found
         "an evaluation is the same on 1, 2 and 3 ranks", "also where a rank has no rows",
     }  # fmt: skip
     assert "KeyError: 'label' (own.py:" in wrong["rows without targets are predicted"]
+
+
+def test_a_task_that_cannot_do_a_step_is_told_so_once(tmp_path, stores):
+    task = own(tmp_path, "    def loss(self, model, batch):\n        raise RuntimeError('no loss')\n")
+    wrong = failed(list(host.verify(host.small(task, {}, tmp_path), stores)))
+    assert list(wrong) == ["a step"]
+    assert "no loss" in wrong["a step"]
 
 
 def test_data_that_cannot_be_prepared_end_it(tmp_path, stores):

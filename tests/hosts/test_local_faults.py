@@ -126,7 +126,7 @@ class Place:
         return self.folder / "runs" / "own.Own" / "x"
 
     def start(self, *words: str, **environment: str) -> Any:
-        words = ("train", self.task, *WORDS, *words, "--runs", str(self.folder / "runs"), "--stores", str(self.stores))
+        words = ("train", self.task, *WORDS, "--runs", str(self.folder / "runs"), "--stores", str(self.stores), *words)
         environment = {"MARKER": str(self.folder / "marker"), **environment}
         process = self.context.Process(target=_command, args=([*words], environment, self.folder / "said"))
         process.start()
@@ -335,3 +335,12 @@ def test_a_run_whose_directory_is_taken_away_ends_and_leaves_what_is_put_in_its_
     assert "was removed, or moved, while it trained" in told.words
     assert "Traceback" not in told.words
     assert [path.name for path in place.run.iterdir()] == ["config.yaml"]
+
+
+def test_a_preparation_ends_with_an_interrupt_of_its_parent_alone(place, tmp_path):
+    slow = "        import time; Path(os.environ['MARKER']).touch(); time.sleep(1000)\n"
+    (place.folder / "own.py").write_text(TASK.replace("(self, source):\n", f"(self, source):\n{slow}"))
+    process = place.start("--stores", str(tmp_path / "fresh"))
+    _until(lambda: (place.folder / "marker").exists(), process)
+    os.kill(process.pid, signal.SIGINT)
+    assert place.wait(process).code == 130

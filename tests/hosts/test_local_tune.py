@@ -189,6 +189,7 @@ def test_a_space_that_some_trial_would_stumble_over_is_refused(tmp_path, stores,
         (["--space", "digitz"], "there is no search space 'digitz'", "did you mean 'digits'?"),
         (["--workers", "2"], "resources.workers=2", "resources.workers=1"),
         (["--name", "../x"], "cannot be a name", ""),
+        (["train.init_from=nowhere"], "initial weights: no run 'nowhere'", "or give a file"),
     ],
 )
 def test_a_misspelt_word_is_refused(tmp_path, stores, capfd, words, message, hint):
@@ -196,6 +197,7 @@ def test_a_misspelt_word_is_refused(tmp_path, stores, capfd, words, message, hin
     error = json.loads(capfd.readouterr().out)["error"]
     assert message in error["message"]
     assert hint in error["hint"]
+    assert not (tmp_path / "sweeps").exists()
 
 
 def test_what_the_command_line_says_is_not_varied(tmp_path, stores, capfd):
