@@ -33,7 +33,7 @@ def check(reference: str) -> None:
         if not Path(where).exists():
             near = [str(path) for path in Path(where).parent.glob("*.py")] if Path(where).parent.is_dir() else []
             raise UserError(f"{where}: no such file", did_you_mean(where, near))
-    elif not colon and reference not in listed():
+    elif not colon and reference not in TASKS and reference not in listed():
         raise UserError(f"unknown task '{reference}'", did_you_mean(reference, listed()))
 
 
@@ -56,7 +56,9 @@ def folder_name(reference: str) -> str:
 def find(reference: str) -> type[Any]:
     """Returns the task class; raises UserError naming what is missing, with the nearest names."""
     check(reference)
-    where, _, name = (reference if ":" in reference else listed()[reference][0]).partition(":")
+    where, _, name = (reference if ":" in reference else (TASKS.get(reference) or listed()[reference])[0]).partition(
+        ":"
+    )
     module = _load_file(Path(where)) if where.endswith(".py") else _import(where, reference)
     task = getattr(module, name, None)
     from tasks.task import Task

@@ -37,7 +37,12 @@ class Setting:
     name: str  # dotted
     type: Any
     default: Any
-    meaning: str
+    owner: Any  # the class that it is a field of
+
+    @property
+    def meaning(self) -> str:
+        """The comment behind the field; read when somebody asks, since it takes the parsing of a whole file."""
+        return _comments(self.owner).get(self.name.rpartition(".")[2], "")
 
 
 @dataclass(frozen=True)
@@ -59,17 +64,18 @@ Givens = dict[str, Given]
 def settings_of(cls: type, prefix: str) -> dict[str, Setting]:
     """Returns the settings of a frozen dataclass by dotted name; nested dataclasses nest the names."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    comments, found = _comments(cls), {}
+    found: dict[str, Setting] = {}
     for field in dataclasses.fields(cls):
         name, kind = f"{prefix}.{field.name}", hints[field.name]
         if dataclasses.is_dataclass(field.default) and not isinstance(field.default, type):
             found |= settings_of(type(field.default), name)
         else:
             default = None if field.default is dataclasses.MISSING else field.default
-            found[name] = Setting(name, kind, default, comments.get(field.name, ""))
+            found[name] = Setting(name, kind, default, cls)
     return found
 
 
+@functools.cache
 def _comments(cls: type) -> dict[str, str]:
     """The comment behind each annotated field, from the source of the class and its bases."""
     found: dict[str, str] = {}

@@ -88,8 +88,7 @@ class Recorder:
             writers.Behind(name, functools.partial(writers.opened, name, directory, resumed_at))
             for name in settings.told
         ]
-        if values:
-            self._tell("settings", dict(values))
+        self._values = dict(values or {})  # told with the first figures: a writer's import would delay the first step
 
     def _drop_after(self, step: int) -> None:
         if self.path.exists():
@@ -108,6 +107,9 @@ class Recorder:
         if kind != "checkpoint":
             self._append(durable.to_json(row))
         if metrics:
+            if self._values:
+                self._tell("settings", self._values)
+                self._values = {}
             self._tell("scalars", kind, step, {**metrics, **measured})
         return row
 

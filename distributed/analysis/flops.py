@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from distributed.data import planned
 from distributed.data.store import Store
@@ -41,6 +40,8 @@ def per_row(run: Run, store: Store, device: torch.device) -> float:
     Counted in products and convolutions, as torch's counter does it, over the first (micro-)batch on a network of its
     own, which is thrown away: it costs the memory of a second one for a moment, and what is trained is not touched.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # with Triton: too much for runs that do not count
+
     run = replace(run, precision=replace(run.precision, compile="no"))
     world, workers = World(device=device), run.resources.workers
     size = run.data.micro_batch_size or -(-run.data.batch_size // (workers if isinstance(workers, int) else 1))
