@@ -64,7 +64,7 @@ class Amount:
 
 AMOUNTS = {
     "all": Amount(32_768, 2.0, 3, 7, 7, True),
-    "few": Amount(8_192, 0.3, 1, 3, 1, False),
+    "few": Amount(2_048, 0.05, 1, 2, 1, False),
     "tiny": Amount(1_024, 0.01, 1, 1, 1, False),  # shows that it works, not how fast
 }
 
