@@ -289,11 +289,12 @@ def _refuse_typed(reference: str, run: Run, address: str | None) -> None:
 
 @contextlib.contextmanager
 def _quiet(wanted: bool) -> Iterator[None]:
-    before, OUT.silent = OUT.silent, OUT.silent or wanted
+    before = OUT.silent, OUT.json
+    OUT.silent, OUT.json = OUT.silent or wanted, False
     try:
         yield
     finally:
-        OUT.silent = before
+        OUT.silent, OUT.json = before
 
 
 def _raise_interrupt(directory: Path) -> NoReturn:

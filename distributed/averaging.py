@@ -25,7 +25,7 @@ class Averaging:
 
     def share(self, taken: int) -> float:
         """Returns the share of the new weights in the average, after `taken` weights have entered it."""
-        raise NotImplementedError
+        return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

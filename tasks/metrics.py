@@ -5,6 +5,7 @@ that of torch, and would stand before the first step.
 """
 
 import functools
+import abc
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def _wide(value: Tensor) -> Tensor:
     return (value.cpu() if value.device.type == "mps" else value).double()
 
 
-class Sums:
+class Sums(abc.ABC):
     """A figure that follows from some sums over the rows, kept in float64."""
 
     higher_is_better = True
@@ -70,13 +71,13 @@ class Sums:
         self.count = 0  # of updates
         self.sums = [0.0]
 
+    @abc.abstractmethod
     def parts(self, predicted: Tensor, target: Tensor) -> list[Tensor | float]:
         """What some rows add to each of the sums."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def figure(self, *sums: float) -> float:
         """What follows from the sums; NaN where it is not defined."""
-        raise NotImplementedError
 
     def added(self, one: list[float], other: list[float]) -> list[float]:
         """The sums over the rows of both."""

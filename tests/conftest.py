@@ -6,9 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from distributed.cli.output import OUT
 from tests.ranks import Ranks
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _speaking_anew() -> None:
+    """What one command was told of how to speak is not the next one's."""
+    OUT.json = OUT.debug = OUT.silent = False
 
 
 @pytest.fixture(scope="session")

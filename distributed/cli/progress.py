@@ -163,6 +163,10 @@ class Preparing:
             self.console.show_cursor(True)  # a bar of a forked process has hidden it
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        with unless_full(self.console):
+            self._tell(stage, done, total)
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         if stage == "written":
             self.__exit__()
