@@ -4,8 +4,8 @@ The three that nearly every run asks for are a few sums each; the rest is torchm
 that of torch, and would stand before the first step.
 """
 
-import functools
 import abc
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
