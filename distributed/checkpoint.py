@@ -70,10 +70,6 @@ class Writer:
         self._snapshot = Snapshot()
         self._thread = Background("checkpoint", background)
 
-    def prepare(self, model: dict[str, "Tensor"], optimizer: dict[str, "Tensor"]) -> None:
-        """Gets memory for a checkpoint of such tensors, so that the first one costs no more than those that follow."""
-        self._thread.start(self._snapshot.prepare, {MODEL: model, OPTIMIZER: optimizer})
-
     def save(
         self, step: int, best_step: int | None, model: dict[str, "Tensor"], optimizer: dict[str, "Tensor"],
         state: dict[str, Any], learned: Collection[str] = (),
@@ -93,7 +89,7 @@ class Writer:
 
         Raises RunFailed where one could not be written.
         """
-        return [step for step in self._thread.results(wait) if step is not None]
+        return self._thread.results(wait)
 
     def close(self) -> None:
         """Waits for what is under way, and ends the thread; raises as `settled` does."""

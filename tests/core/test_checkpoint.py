@@ -285,7 +285,6 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(t
 
 def test_without_a_thread_a_checkpoint_stands_when_save_returns(tmp_path):
     with checkpoint.Writer(tmp_path, "x", 9, background=False) as writer:
-        writer.prepare({"w": torch.ones(3)}, {})
         write(writer, 1, torch.ones(3))
         assert checkpoint.newest(tmp_path)[0].step == 1
         assert writer.settled(wait=False) == [1]
